@@ -1,0 +1,113 @@
+//! Numbers that are checked when they are made: by `new`, and again by serde, so that no configuration file walks around `new`.
+//!
+//! Each parameter is a type of its own, so that a refusal names it (`beta must be positive and finite, got -1`) from
+//! wherever the number came.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+macro_rules! parameter {
+    ($(#[$doc:meta])* $name:ident, $parameter:literal, $domain:literal, $holds:expr) => {
+        $(#[$doc])*
+        #[doc = concat!("\n\nDomain: ", $domain, ".")]
+        #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+        #[serde(try_from = "f64", into = "f64")]
+        pub struct $name(f64);
+
+        impl $name {
+            /// Checks the domain.
+            ///
+            /// # Errors
+            /// [`Error::Domain`] outside it.
+            pub fn new(value: f64) -> Result<Self> {
+                let holds: fn(f64) -> bool = $holds;
+                if holds(value) {
+                    Ok(Self(value))
+                } else {
+                    Err(Error::Domain { parameter: $parameter, domain: $domain, value })
+                }
+            }
+
+            /// The number.
+            #[must_use]
+            pub fn get(self) -> f64 {
+                self.0
+            }
+        }
+
+        impl TryFrom<f64> for $name {
+            type Error = Error;
+            fn try_from(value: f64) -> Result<Self> {
+                Self::new(value)
+            }
+        }
+
+        impl From<$name> for f64 {
+            fn from(number: $name) -> f64 {
+                number.0
+            }
+        }
+    };
+}
+
+parameter!(
+    /// β of DPO and of reward distillation: nats of log-ratio are worth β units of reward each.
+    Beta, "beta", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// τ of IPO: the regression target of the log-ratio margin is 1/(2τ) nats.
+    Tau, "tau", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// Probability that a label is flipped.
+    FlipRate, "flip_rate", "at least 0 and below 0.5", |x| (0.0..0.5).contains(&x)
+);
+parameter!(
+    /// Weight of a term in a sum of losses. Negative weights are allowed.
+    Weight, "weight", "finite", f64::is_finite
+);
+parameter!(
+    /// Weight of the squared mean score that keeps a reward model near zero.
+    Centring, "centring", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Peak learning rate.
+    LearningRate, "learning_rate", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Largest global gradient norm.
+    MaxNorm, "max_norm", "positive", |x| x > 0.0
+);
+parameter!(
+    /// Decay rate of a running moment of the gradient.
+    Decay, "decay", "at least 0 and below 1", |x| (0.0..1.0).contains(&x)
+);
+parameter!(
+    /// Decoupled weight decay, a share of the parameter for each unit of learning rate.
+    WeightDecay, "weight_decay", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Addend that keeps a division from overflowing.
+    Epsilon, "epsilon", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+
+impl Default for FlipRate {
+    /// Every label is right.
+    fn default() -> Self {
+        Self(0.0)
+    }
+}
+
+impl Decay {
+    pub(crate) const FIRST_MOMENT: Self = Self(0.9);
+    pub(crate) const SECOND_MOMENT: Self = Self(0.999);
+}
+
+impl Epsilon {
+    pub(crate) const ADAM: Self = Self(1e-8);
+}
+
+impl WeightDecay {
+    pub(crate) const NONE: Self = Self(0.0);
+}

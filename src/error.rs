@@ -1,0 +1,134 @@
+use tch::{Device, Kind};
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Every way in which the crate refuses its input. Each message names the tensor and its shape, or the parameter, its domain and the value.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A number outside the domain of its parameter.
+    #[error("{parameter} must be {domain}, got {value}")]
+    Domain {
+        /// Name of the parameter.
+        parameter: &'static str,
+        /// What it may be.
+        domain: &'static str,
+        /// What it was.
+        value: f64,
+    },
+    /// A tensor of the wrong rank.
+    #[error("{tensor} must have shape {expected}, got {found:?}")]
+    Rank {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// The shape in symbols, such as `[members, batch]`.
+        expected: &'static str,
+        /// The shape it had.
+        found: Vec<i64>,
+    },
+    /// A tensor whose size along one dimension does not fit the others.
+    #[error("{tensor} must have shape {shape} with {dimension} = {expected}, got {dimension} = {found}")]
+    Length {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// The shape in symbols.
+        shape: &'static str,
+        /// The dimension that does not fit.
+        dimension: &'static str,
+        /// The size that the other tensors have.
+        expected: i64,
+        /// The size that this one has.
+        found: i64,
+    },
+    /// Tensors on different devices.
+    #[error("{tensor} is on {found:?}, expected {expected:?} like the rest of its batch")]
+    Device {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// Device of the tensors it goes with.
+        expected: Device,
+        /// Its own device.
+        found: Device,
+    },
+    /// A tensor of the wrong element kind.
+    #[error("{tensor} must be {expected}, got {found:?}")]
+    Kind {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it was.
+        found: Kind,
+    },
+    /// A tensor without elements.
+    #[error("{tensor} is empty: shape {shape} needs at least one element, and its mean would be NaN")]
+    Empty {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// The shape in symbols.
+        shape: &'static str,
+    },
+    /// A value of a tensor outside its domain.
+    #[error("{tensor}[{index}] must be {domain}, got {value}")]
+    Element {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// Index into the flattened tensor.
+        index: i64,
+        /// What its elements may be.
+        domain: &'static str,
+        /// What this one was.
+        value: f64,
+    },
+    /// A loss that reads a column which the batch lacks.
+    #[error("{loss} needs the column `{column}`, which this batch lacks: add it with PreferenceBatch::{method}")]
+    MissingColumn {
+        /// Name of the loss.
+        loss: &'static str,
+        /// Name of the column.
+        column: &'static str,
+        /// The method that adds it.
+        method: &'static str,
+    },
+    /// A loss for one reward model, given several.
+    #[error(
+        "{loss} takes one reward model, got {members}: choose one with RewardScores::member, or average with RewardScores::averaged"
+    )]
+    OneMember {
+        /// Name of the loss.
+        loss: &'static str,
+        /// Number of reward models in the batch.
+        members: i64,
+    },
+    /// A member index beyond the family.
+    #[error("reward model {index} was asked for, but the batch has {members}, numbered from 0")]
+    MemberOutOfRange {
+        /// The index asked for.
+        index: i64,
+        /// How many there are.
+        members: i64,
+    },
+    /// A tracker asked for its answer before it has seen a batch.
+    #[error("the running minimum has seen no batch since its last reset")]
+    NothingObserved,
+    /// A loss or gradient that is not finite; nothing was updated.
+    #[error("{quantity} is {value} at step {step}: no parameter was changed")]
+    NonFinite {
+        /// `loss` or `gradient norm`.
+        quantity: &'static str,
+        /// Index of the step, from 1.
+        step: u64,
+        /// Its value.
+        value: f64,
+    },
+    /// An optimiser without parameters.
+    #[error("there is nothing to train: {0} holds no tensor that requires a gradient")]
+    NothingToTrain(&'static str),
+    /// A parameter that the loss does not reach at all.
+    #[error("no parameter received a gradient: the loss does not depend on the tensors that the optimiser holds")]
+    Disconnected,
+    /// libtorch refused an operation.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}

@@ -1,0 +1,93 @@
+use std::{any::type_name, fmt};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::PreferenceLoss;
+use crate::{PreferenceBatch, Result, domain::Weight, pairs::check::Named};
+
+/// `loss` + `weight` · `term`: see [`PreferenceLoss::plus`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plus<L, T> {
+    loss: L,
+    weight: f64,
+    term: T,
+}
+
+impl<L, T> Plus<L, T> {
+    pub(super) fn new(loss: L, weight: f64, term: T) -> Self {
+        Self { loss, weight, term }
+    }
+}
+
+impl<L: PreferenceLoss, T: PreferenceLoss> PreferenceLoss for Plus<L, T> {
+    /// The weight is checked here, since `plus` chains and so cannot fail.
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let weight = Weight::new(self.weight)?.get();
+        Ok(self.loss.per_pair(batch)? + self.term.per_pair(batch)? * weight)
+    }
+}
+
+/// `loss` with each pair scaled by `weight(batch)`: see [`PreferenceLoss::weighted_by`].
+#[derive(Clone, Copy)]
+pub struct WeightedBy<L, F> {
+    loss: L,
+    weight: F,
+}
+
+impl<L, F> WeightedBy<L, F> {
+    pub(super) fn new(loss: L, weight: F) -> Self {
+        Self { loss, weight }
+    }
+}
+
+impl<L: fmt::Debug, F> fmt::Debug for WeightedBy<L, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeightedBy").field("loss", &self.loss).field("weight", &type_name::<F>()).finish()
+    }
+}
+
+impl<L: PreferenceLoss, F: Fn(&PreferenceBatch) -> Tensor> PreferenceLoss for WeightedBy<L, F> {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let weight = (self.weight)(batch).detach();
+        // [batch, 1] would broadcast silently to [batch, batch].
+        Named::vector("weight", &weight)
+            .rank(1)?
+            .length(0, "batch", batch.len())?
+            .device(batch.logps().chosen().device())?;
+        Ok(self.loss.per_pair(batch)? * weight)
+    }
+}
+
+/// A loss from a closure: see [`from_fn`].
+#[derive(Clone, Copy)]
+pub struct FromFn<F>(F);
+
+/// The way out: any closure from a batch to a loss of each pair, `[batch]`, as a loss.
+///
+/// ```
+/// # fn main() -> prefopt::Result<()> {
+/// use prefopt::loss::{PreferenceLoss, from_fn, Dpo};
+///
+/// let entropy_like = from_fn(|batch| Ok(batch.logps().chosen() * -0.1));
+/// let loss = Dpo::new(0.1)?.plus(0.5, entropy_like);
+/// # Ok(()) }
+/// ```
+pub fn from_fn<F: Fn(&PreferenceBatch) -> Result<Tensor>>(f: F) -> FromFn<F> {
+    FromFn(f)
+}
+
+impl<F> fmt::Debug for FromFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FromFn").field(&type_name::<F>()).finish()
+    }
+}
+
+impl<F: Fn(&PreferenceBatch) -> Result<Tensor>> PreferenceLoss for FromFn<F> {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let losses = (self.0)(batch)?;
+        Named::vector("loss of the closure", &losses).rank(1)?.length(0, "batch", batch.len())?;
+        Ok(losses)
+    }
+}

@@ -1,0 +1,106 @@
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::PreferenceLoss;
+use crate::{
+    PreferenceBatch, Result,
+    domain::{Beta, FlipRate},
+};
+
+/// Direct preference optimization, with an optional label flip rate (cDPO).
+///
+/// −(1−ε) log σ(βh) − ε log σ(−βh), in nats; h is [`log_ratio_margin`](crate::PairLogps::log_ratio_margin), `[batch]`.
+///
+/// With ε = 0 it has no minimiser: where pairs share no response its infimum sends h to infinity, and the mass may go to
+/// responses that no pair contains. With ε > 0 the minimiser is βh = log((1−ε)/ε).
+///
+/// Source: Rafailov et al. 2023, eq. 7; the flip rate from Mitchell 2023, "A note on DPO with noisy preferences", eq. 3. TRL:
+/// `loss_type="sigmoid"`, where ε is `label_smoothing`. Soft labels that differ from pair to pair:
+/// [`ProbabilityMatching`](super::ProbabilityMatching).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dpo {
+    beta: Beta,
+    #[serde(default)]
+    flip_rate: FlipRate,
+}
+
+impl Dpo {
+    /// DPO that trusts every label.
+    ///
+    /// # Errors
+    /// [`Domain`](crate::Error::Domain) unless β is positive and finite.
+    pub fn new(beta: f64) -> Result<Self> {
+        Ok(Self { beta: Beta::new(beta)?, flip_rate: FlipRate::default() })
+    }
+
+    /// cDPO: labels are flipped with this probability, in [0, ½).
+    ///
+    /// # Errors
+    /// [`Domain`](crate::Error::Domain) outside it.
+    pub fn with_flip_rate(self, flip_rate: f64) -> Result<Self> {
+        Ok(Self { flip_rate: FlipRate::new(flip_rate)?, ..self })
+    }
+}
+
+impl PreferenceLoss for Dpo {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let (logits, flip) = (batch.logps().log_ratio_margin() * self.beta.get(), self.flip_rate.get());
+        let kept = -logits.log_sigmoid() * (1.0 - flip);
+        Ok(if flip == 0.0 { kept } else { kept - (-logits).log_sigmoid() * flip })
+    }
+}
+
+/// DPO made unbiased under labels flipped at a known rate.
+///
+/// \[−(1−ε) log σ(βh) + ε log σ(−βh)\] / (1−2ε), `[batch]`, nats. Its expectation over flipped labels is DPO's over clean ones.
+/// It can be negative, and falls strictly in h: it degenerates as DPO does.
+///
+/// Source: Chowdhury, Kini and Natarajan 2024, "Provably robust DPO", eq. 12. TRL: `loss_type="robust"`, `label_smoothing`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RobustDpo {
+    beta: Beta,
+    flip_rate: FlipRate,
+}
+
+impl RobustDpo {
+    /// For labels flipped at a rate in [0, ½).
+    ///
+    /// # Errors
+    /// [`Domain`](crate::Error::Domain) for β or the rate outside their domains.
+    pub fn new(beta: f64, flip_rate: f64) -> Result<Self> {
+        Ok(Self { beta: Beta::new(beta)?, flip_rate: FlipRate::new(flip_rate)? })
+    }
+}
+
+impl PreferenceLoss for RobustDpo {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let (logits, flip) = (batch.logps().log_ratio_margin() * self.beta.get(), self.flip_rate.get());
+        Ok((-logits.log_sigmoid() * (1.0 - flip) + (-logits).log_sigmoid() * flip) / (1.0 - 2.0 * flip))
+    }
+}
+
+/// Hinge loss: relu(1 − βh), `[batch]`.
+///
+/// Source: Zhao et al. 2023 (SLiC-HF), eq. 2, with log-ratios in place of log-probabilities. TRL: `loss_type="hinge"`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hinge {
+    beta: Beta,
+}
+
+impl Hinge {
+    /// # Errors
+    /// [`Domain`](crate::Error::Domain) unless β is positive and finite.
+    pub fn new(beta: f64) -> Result<Self> {
+        Ok(Self { beta: Beta::new(beta)? })
+    }
+}
+
+impl PreferenceLoss for Hinge {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let shortfall: Tensor = 1.0 - batch.logps().log_ratio_margin() * self.beta.get();
+        Ok(shortfall.relu())
+    }
+}

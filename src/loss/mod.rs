@@ -1,0 +1,85 @@
+//! Losses: each is a few numbers and an equation from a checked batch to one loss a pair.
+//!
+//! Vary *before* the loss by transforming the batch ([`PairLogps::per_token`](crate::PairLogps::per_token)), *in* the loss by its
+//! numbers, *after* it by combinators ([`plus`](PreferenceLoss::plus), [`weighted_by`](PreferenceLoss::weighted_by)).
+//! A combination is a loss again, and a regulariser such as [`ForwardKl`] is a loss like any other.
+
+mod combine;
+mod distillation;
+mod hull;
+mod ipo;
+mod kl;
+mod logistic;
+mod pessimistic;
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+
+pub use combine::{FromFn, Plus, WeightedBy, from_fn};
+pub use distillation::{ProbabilityMatching, RewardDistillation, Target};
+pub use ipo::Ipo;
+pub use kl::ForwardKl;
+pub use logistic::{Dpo, Hinge, RobustDpo};
+pub use pessimistic::{Minimum, PessimisticDistillation};
+
+use crate::{PreferenceBatch, Result};
+
+/// A loss of preference pairs.
+///
+/// ```
+/// # fn main() -> prefopt::Result<()> {
+/// use prefopt::{PairLogps, PreferenceBatch, loss::{Dpo, ForwardKl, PreferenceLoss}, tch::{Kind, Tensor}};
+///
+/// let policy = Tensor::from_slice(&[-12.0, -9.0]).set_requires_grad(true);
+/// let zero = Tensor::zeros([2], (Kind::Double, prefopt::tch::Device::Cpu));
+/// let batch = PreferenceBatch::new(PairLogps::new(policy.shallow_clone(), &zero - 11.0, &zero - 12.0, &zero - 11.0)?);
+///
+/// let loss = Dpo::new(0.1)?.plus(1e-3, ForwardKl::OwnResponses);
+/// loss.mean(&batch)?.backward();
+/// assert!(policy.grad().double_value(&[0]) < 0.0); // a step down the gradient makes the chosen response likelier
+/// # Ok(()) }
+/// ```
+pub trait PreferenceLoss: Debug {
+    /// Loss of each pair, `[batch]`. Gradients flow to the policy only.
+    ///
+    /// # Errors
+    /// [`MissingColumn`](crate::Error::MissingColumn) when the batch lacks a column that this loss reads.
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor>;
+
+    /// Mean over the batch under its pair weights, a scalar: what to call `backward` on.
+    ///
+    /// # Errors
+    /// Those of [`per_pair`](Self::per_pair).
+    fn mean(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        Ok(batch.weighted_mean(&self.per_pair(batch)?))
+    }
+
+    /// This loss + `weight` · `term`.
+    fn plus<T: PreferenceLoss>(self, weight: f64, term: T) -> Plus<Self, T>
+    where
+        Self: Sized,
+    {
+        Plus::new(self, weight, term)
+    }
+
+    /// This loss with each pair's share scaled by `weight(batch)`, `[batch]`, through which no gradient flows.
+    fn weighted_by<F: Fn(&PreferenceBatch) -> Tensor>(self, weight: F) -> WeightedBy<Self, F>
+    where
+        Self: Sized,
+    {
+        WeightedBy::new(self, weight)
+    }
+}
+
+impl<L: PreferenceLoss + ?Sized> PreferenceLoss for &L {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        (**self).per_pair(batch)
+    }
+}
+
+impl<L: PreferenceLoss + ?Sized> PreferenceLoss for Box<L> {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        (**self).per_pair(batch)
+    }
+}

@@ -1,0 +1,216 @@
+use tch::Tensor;
+
+use super::{PairLogps, ResponseLengths, ResponseTable, RewardScores, check::Named};
+use crate::{Error, Result};
+
+/// A batch of preference pairs: log-probabilities, and the columns that some losses read besides.
+///
+/// Everything is checked when it is put in, and trusted afterwards.
+///
+/// ```
+/// # fn main() -> prefopt::Result<()> {
+/// use prefopt::{PairLogps, PreferenceBatch, RewardScores, tch::Tensor};
+///
+/// let t = |x: [f32; 2]| Tensor::from_slice(&x);
+/// let logps = PairLogps::new(t([-12.0, -9.0]), t([-11.0, -14.0]), t([-12.5, -9.5]), t([-10.5, -14.0]))?;
+/// let scores = RewardScores::single(&t([0.4, 1.2]), &t([0.1, -0.3]))?;
+/// let batch = PreferenceBatch::new(logps).with_rewards(scores)?;
+/// assert_eq!(batch.len(), 2);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct PreferenceBatch {
+    logps: PairLogps,
+    rewards: Option<RewardScores>,
+    weights: Option<Tensor>,
+    soft_labels: Option<Tensor>,
+    lengths: Option<ResponseLengths>,
+    reference_samples: Option<ResponseTable>,
+    all_responses: Option<ResponseTable>,
+}
+
+impl PreferenceBatch {
+    /// A batch of log-probabilities alone.
+    pub fn new(logps: PairLogps) -> Self {
+        Self {
+            logps,
+            rewards: None,
+            weights: None,
+            soft_labels: None,
+            lengths: None,
+            reference_samples: None,
+            all_responses: None,
+        }
+    }
+
+    /// Adds the scores of a family of reward models, `[members, batch]`, detached.
+    ///
+    /// # Errors
+    /// [`Length`](Error::Length), [`Device`](Error::Device) or [`Kind`](Error::Kind) when they do not fit the log-probabilities.
+    pub fn with_rewards(mut self, rewards: RewardScores) -> Result<Self> {
+        Named::matrix("chosen_scores", "[members, batch]", rewards.chosen()).like(self.logps.chosen())?;
+        self.rewards = Some(rewards.detached());
+        Ok(self)
+    }
+
+    /// Adds a weight for each pair, `[batch]`, at least 0 and not all 0: it enters every mean over the batch.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards); [`Element`](Error::Element) for a negative or NaN weight.
+    pub fn with_weights(mut self, weights: Tensor) -> Result<Self> {
+        let named = Named::vector("weights", &weights).rank(1)?.like(self.logps.chosen())?;
+        named.elements("at least 0 and finite", &(weights.ge(0.0).logical_and(&weights.isfinite())))?;
+        if weights.sum(weights.kind()).double_value(&[]) == 0.0 {
+            return Err(Error::Domain { parameter: "sum of weights", domain: "positive", value: 0.0 });
+        }
+        self.weights = Some(weights.detach());
+        Ok(self)
+    }
+
+    /// Adds the probability that the response called chosen is the better one, `[batch]`, in [0, 1].
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards); [`Element`](Error::Element) outside [0, 1].
+    pub fn with_soft_labels(mut self, labels: Tensor) -> Result<Self> {
+        let named = Named::vector("soft_labels", &labels).rank(1)?.like(self.logps.chosen())?;
+        named.elements("in [0, 1]", &labels.ge(0.0).logical_and(&labels.le(1.0)))?;
+        self.soft_labels = Some(labels.detach());
+        Ok(self)
+    }
+
+    /// Adds the lengths of both responses in tokens.
+    ///
+    /// # Errors
+    /// [`Length`](Error::Length) or [`Device`](Error::Device).
+    pub fn with_lengths(mut self, lengths: ResponseLengths) -> Result<Self> {
+        Named::vector("chosen_lengths", lengths.chosen())
+            .length(0, "batch", self.len())?
+            .device(self.logps.chosen().device())?;
+        self.lengths = Some(lengths);
+        Ok(self)
+    }
+
+    /// Adds log-probabilities of responses drawn from the reference to each pair's prompt, `[batch, samples]`.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards).
+    pub fn with_reference_samples(mut self, samples: ResponseTable) -> Result<Self> {
+        self.fits(&samples)?;
+        self.reference_samples = Some(samples);
+        Ok(self)
+    }
+
+    /// Adds log-probabilities of **every** response to each pair's prompt, `[batch, responses]`, where they can be enumerated.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards).
+    pub fn with_all_responses(mut self, responses: ResponseTable) -> Result<Self> {
+        self.fits(&responses)?;
+        self.all_responses = Some(responses);
+        Ok(self)
+    }
+
+    fn fits(&self, table: &ResponseTable) -> Result<()> {
+        let named = Named::matrix("policy_logps", "[batch, responses]", table.policy());
+        named.length(0, "batch", self.len())?.device(self.logps.chosen().device())?;
+        if table.policy().kind() == self.logps.chosen().kind() {
+            Ok(())
+        } else {
+            Err(Error::Kind {
+                tensor: "policy_logps",
+                expected: "of the kind of chosen_logps",
+                found: table.policy().kind(),
+            })
+        }
+    }
+
+    /// The same batch with its log-probabilities transformed, for example by [`PairLogps::reference_free`].
+    ///
+    /// # Errors
+    /// Whatever the transform returns.
+    pub fn map_logps(mut self, transform: impl FnOnce(PairLogps) -> Result<PairLogps>) -> Result<Self> {
+        self.logps = transform(self.logps)?;
+        Ok(self)
+    }
+
+    /// Number of pairs.
+    #[allow(clippy::len_without_is_empty)] // never empty: refused at construction
+    pub fn len(&self) -> i64 {
+        self.logps.batch()
+    }
+
+    /// Log-probabilities.
+    pub fn logps(&self) -> &PairLogps {
+        &self.logps
+    }
+
+    /// Scores, if the batch has them.
+    pub fn rewards(&self) -> Option<&RewardScores> {
+        self.rewards.as_ref()
+    }
+
+    /// Pair weights, `[batch]`, if the batch has them.
+    pub fn weights(&self) -> Option<&Tensor> {
+        self.weights.as_ref()
+    }
+
+    /// Lengths, if the batch has them.
+    pub fn lengths(&self) -> Option<&ResponseLengths> {
+        self.lengths.as_ref()
+    }
+
+    /// Scores, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_rewards(&self, loss: &'static str) -> Result<&RewardScores> {
+        let missing = Error::MissingColumn { loss, column: "rewards", method: "with_rewards" };
+        self.rewards.as_ref().ok_or(missing)
+    }
+
+    /// Δr of the only reward model, `[batch]`, or the error that `loss` needs exactly one.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::OneMember`].
+    pub fn require_reward_margin(&self, loss: &'static str) -> Result<Tensor> {
+        match self.require_rewards(loss)? {
+            scores if scores.members() == 1 => Ok(scores.margins().squeeze_dim(0)),
+            scores => Err(Error::OneMember { loss, members: scores.members() }),
+        }
+    }
+
+    /// Soft labels, `[batch]`, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_soft_labels(&self, loss: &'static str) -> Result<&Tensor> {
+        let missing = Error::MissingColumn { loss, column: "soft_labels", method: "with_soft_labels" };
+        self.soft_labels.as_ref().ok_or(missing)
+    }
+
+    /// Samples of the reference, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_reference_samples(&self, loss: &'static str) -> Result<&ResponseTable> {
+        let missing = Error::MissingColumn { loss, column: "reference_samples", method: "with_reference_samples" };
+        self.reference_samples.as_ref().ok_or(missing)
+    }
+
+    /// All responses, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_all_responses(&self, loss: &'static str) -> Result<&ResponseTable> {
+        let missing = Error::MissingColumn { loss, column: "all_responses", method: "with_all_responses" };
+        self.all_responses.as_ref().ok_or(missing)
+    }
+
+    /// Mean over the last axis of `[.., batch]` under the pair weights: Σ w x / Σ w, or the plain mean without weights.
+    pub fn weighted_mean(&self, values: &Tensor) -> Tensor {
+        match &self.weights {
+            Some(w) => (values * w).sum_dim_intlist([-1].as_slice(), false, values.kind()) / w.sum(w.kind()),
+            None => values.mean_dim([-1].as_slice(), false, values.kind()),
+        }
+    }
+}

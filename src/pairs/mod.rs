@@ -1,0 +1,10 @@
+//! What a loss reads: checked when it is built, trusted afterwards.
+
+mod batch;
+pub(crate) mod check;
+mod logps;
+mod scores;
+
+pub use batch::PreferenceBatch;
+pub use logps::{PairLogps, ResponseLengths, ResponseTable};
+pub use scores::RewardScores;

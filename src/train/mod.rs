@@ -1,0 +1,92 @@
+//! One step is a trait, the loop is code: trainers, the optimiser under them, schedules, observers.
+
+mod adamw;
+mod descent;
+mod observe;
+mod policy;
+mod reward;
+mod running;
+mod schedule;
+
+use tch::Tensor;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use descent::Descent;
+pub use observe::{Flow, Observer};
+pub use policy::PolicyTrainer;
+pub use reward::RewardTrainer;
+pub use running::RunningMinimum;
+pub use schedule::{Constant, Schedule, Warmup};
+
+use crate::{Result, diagnostics::Metrics};
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct StepReport {
+    /// Index of the step, from 1.
+    pub step: u64,
+    /// Mean loss before the update.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// What the batch said before the update.
+    pub metrics: Metrics,
+}
+
+/// Takes one step at a time; the loop over batches is [`fit`](Self::fit), or your own.
+pub trait Trainer {
+    /// What a step learns from.
+    type Batch;
+
+    /// One update. After an error nothing has changed.
+    ///
+    /// # Errors
+    /// [`NonFinite`](crate::Error::NonFinite) for a loss or gradient that is not finite, before any parameter moves; those of the
+    /// forward pass and of the loss.
+    fn step(&mut self, batch: &Self::Batch) -> Result<StepReport>;
+
+    /// Measures without an update; the names carry the prefix `eval_`.
+    ///
+    /// # Errors
+    /// Those of the forward pass and of the loss.
+    fn evaluate(&self, batch: &Self::Batch) -> Result<Metrics>;
+
+    /// Steps over batches until they end or an observer says stop. Returns the last step's report, `None` without a batch.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step); observers are told of the end in any case.
+    fn fit<I>(&mut self, batches: I, observers: &mut [&mut dyn Observer]) -> Result<Option<StepReport>>
+    where
+        I: IntoIterator<Item = Self::Batch>,
+        Self: Sized,
+    {
+        let mut last = Ok(None);
+        for batch in batches {
+            match self.step(&batch) {
+                Ok(report) => {
+                    // Every observer hears of the step, also when an earlier one says stop.
+                    let mut stop = false;
+                    for observer in observers.iter_mut() {
+                        stop |= observer.on_step(&report) == Flow::Stop;
+                    }
+                    last = Ok(Some(report));
+                    if stop {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    last = Err(error);
+                    break;
+                }
+            }
+        }
+        observers.iter_mut().for_each(|o| o.on_end());
+        last
+    }
+}
+
+pub(crate) fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor.f_double_value(&[])?)
+}

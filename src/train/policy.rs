@@ -1,0 +1,80 @@
+use std::{fmt, marker::PhantomData};
+
+use super::{Descent, StepReport, Trainer, scalar};
+use crate::{
+    PreferenceBatch, PreferenceLoss, Result,
+    diagnostics::{Metrics, preference_metrics},
+    domain::Beta,
+};
+
+type BeforeLoss<L> = Box<dyn FnMut(&mut L, &PreferenceBatch) -> Result<()>>;
+
+/// Tunes any policy: `forward` turns a batch of yours into a [`PreferenceBatch`] whose log-probabilities lead back to the parameters.
+pub struct PolicyTrainer<B, L, F> {
+    loss: L,
+    forward: F,
+    descent: Descent,
+    reward_scale: Beta,
+    before_loss: Option<BeforeLoss<L>>,
+    batch: PhantomData<fn(&B)>,
+}
+
+impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> PolicyTrainer<B, L, F> {
+    /// `reward_scale` is the β of the metrics `rewards/…`, usually the loss's own.
+    ///
+    /// # Errors
+    /// [`Domain`](crate::Error::Domain) unless it is positive and finite.
+    pub fn new(loss: L, forward: F, descent: Descent, reward_scale: f64) -> Result<Self> {
+        let reward_scale = Beta::new(reward_scale)?;
+        Ok(Self { loss, forward, descent, reward_scale, before_loss: None, batch: PhantomData })
+    }
+
+    /// Calls `hook` with the loss and the batch of each step before the loss is taken: how a
+    /// [`RunningMinimum`](super::RunningMinimum) hands a loss its member, or a β follows a schedule.
+    #[must_use]
+    pub fn before_loss(mut self, hook: impl FnMut(&mut L, &PreferenceBatch) -> Result<()> + 'static) -> Self {
+        self.before_loss = Some(Box::new(hook));
+        self
+    }
+
+    /// The loss.
+    pub fn loss(&self) -> &L {
+        &self.loss
+    }
+}
+
+impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for PolicyTrainer<B, L, F> {
+    type Batch = B;
+
+    fn step(&mut self, batch: &B) -> Result<StepReport> {
+        let parsed = (self.forward)(batch)?;
+        if let Some(hook) = &mut self.before_loss {
+            hook(&mut self.loss, &parsed)?;
+        }
+        let done = self.descent.update(&self.loss.mean(&parsed)?)?;
+        Ok(StepReport {
+            step: done.step,
+            loss: done.loss,
+            grad_norm: done.grad_norm,
+            learning_rate: done.learning_rate,
+            metrics: preference_metrics(&parsed, self.reward_scale.get())?,
+        })
+    }
+
+    fn evaluate(&self, batch: &B) -> Result<Metrics> {
+        let _no_grad = tch::no_grad_guard();
+        let parsed = (self.forward)(batch)?;
+        let loss = scalar(&self.loss.mean(&parsed)?)?;
+        let metrics = preference_metrics(&parsed, self.reward_scale.get())?;
+        Ok(Metrics::default().with("loss", loss).and(metrics).prefixed("eval_"))
+    }
+}
+
+impl<B, L: fmt::Debug, F> fmt::Debug for PolicyTrainer<B, L, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicyTrainer")
+            .field("loss", &self.loss)
+            .field("descent", &self.descent)
+            .finish_non_exhaustive()
+    }
+}

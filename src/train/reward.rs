@@ -1,0 +1,53 @@
+use std::{fmt, marker::PhantomData};
+
+use super::{Descent, StepReport, Trainer, scalar};
+use crate::{
+    Result,
+    diagnostics::{Metrics, reward_metrics},
+    reward::{BradleyTerry, RewardBatch},
+};
+
+/// Trains a reward model or a family: `forward` turns a batch of yours into scores that lead back to the parameters.
+pub struct RewardTrainer<B, F> {
+    objective: BradleyTerry,
+    forward: F,
+    descent: Descent,
+    batch: PhantomData<fn(&B)>,
+}
+
+impl<B, F: Fn(&B) -> Result<RewardBatch>> RewardTrainer<B, F> {
+    /// From its parts.
+    pub fn new(objective: BradleyTerry, forward: F, descent: Descent) -> Self {
+        Self { objective, forward, descent, batch: PhantomData }
+    }
+}
+
+impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
+    type Batch = B;
+
+    fn step(&mut self, batch: &B) -> Result<StepReport> {
+        let parsed = (self.forward)(batch)?;
+        let done = self.descent.update(&self.objective.mean(&parsed))?;
+        Ok(StepReport {
+            step: done.step,
+            loss: done.loss,
+            grad_norm: done.grad_norm,
+            learning_rate: done.learning_rate,
+            metrics: reward_metrics(parsed.scores())?,
+        })
+    }
+
+    fn evaluate(&self, batch: &B) -> Result<Metrics> {
+        let _no_grad = tch::no_grad_guard();
+        let parsed = (self.forward)(batch)?;
+        let loss = scalar(&self.objective.mean(&parsed))?;
+        Ok(Metrics::default().with("loss", loss).and(reward_metrics(parsed.scores())?).prefixed("eval_"))
+    }
+}
+
+impl<B, F> fmt::Debug for RewardTrainer<B, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RewardTrainer");
+        shown.field("objective", &self.objective).field("descent", &self.descent).finish_non_exhaustive()
+    }
+}
