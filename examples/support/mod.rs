@@ -1,0 +1,35 @@
+//! What the story examples share: the small GPT, its tokenizer and checkpoint, the gold reward, charts.
+
+// Each example uses its own part.
+#![allow(dead_code)]
+
+pub mod chart;
+pub mod gold;
+pub mod gpt;
+pub mod sampling;
+pub mod stories;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use tch::Device;
+
+/// `cpu`, `cuda` or `cuda:N`, for a command line.
+pub fn device(name: &str) -> Result<Device> {
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", "0") => Ok(Device::Cpu),
+        ("cuda", index) => Ok(Device::Cuda(index.parse()?)),
+        _ => bail!("expected cpu, cuda or cuda:N"),
+    }
+}
+
+/// Writes a file aside and renames it, so that an interruption leaves the old one or the new one.
+pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    let aside = path.with_extension("partial");
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    fs::write(&aside, contents)
+        .and_then(|()| fs::rename(&aside, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
