@@ -3,23 +3,21 @@
 //!
 //!     cargo run --release --example sample_corpus
 
-#[path = "support/llama.rs"]
-mod llama;
+mod support;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::Device;
 
-use llama::Llama;
+use support::llama::Llama;
 
 const BATCH: usize = 256;
 const MAX_TOKENS: usize = 160;
@@ -42,7 +40,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// cpu, cuda or cuda:N
-    #[arg(long, default_value = "cpu", value_parser = device)]
+    #[arg(long, default_value = "cpu", value_parser = support::device)]
     device: Device,
     /// Folder of corpus.txt [default: examples/assets, with --quick target/examples-quick/sample_corpus]
     #[arg(long)]
@@ -50,14 +48,6 @@ struct Args {
     /// Keep 64 stories, and skip when there is no model
     #[arg(long)]
     quick: bool,
-}
-
-fn device(name: &str) -> Result<Device> {
-    match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu", "0") => Ok(Device::Cpu),
-        ("cuda", index) => Ok(Device::Cuda(index.parse()?)),
-        _ => bail!("expected cpu, cuda or cuda:N"),
-    }
 }
 
 fn main() -> Result<()> {
@@ -75,7 +65,7 @@ fn main() -> Result<()> {
     let model = Llama::load(&args.model, args.device)?;
     let stories = collect(&model, wanted, ChaCha8Rng::seed_from_u64(args.seed))?;
     let path = args.out.unwrap_or_else(|| folder.into()).join("corpus.txt");
-    write(&path, &stories)?;
+    support::write(&path, stories.join("\n") + "\n")?;
     println!("{} stories in {}", stories.len(), path.display());
     Ok(())
 }
@@ -184,14 +174,4 @@ fn quotes_fit(sentence: &str) -> bool {
     parts.len() % 2 == 1
         && parts.iter().step_by(2).take(parts.len() / 2).all(|part| opens(part))
         && parts.iter().skip(1).step_by(2).all(|part| quoted(part))
-}
-
-/// Writes the lines beside `path`, then renames, so that nobody reads half a file.
-fn write(path: &Path, lines: &[String]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    let aside = path.with_extension("txt.part");
-    fs::write(&aside, lines.join("\n") + "\n").with_context(|| format!("writing {}", aside.display()))?;
-    fs::rename(&aside, path).with_context(|| format!("renaming {} to {}", aside.display(), path.display()))
 }

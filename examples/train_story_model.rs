@@ -22,7 +22,10 @@ use support::{
 use tch::{Device, Kind, Tensor, nn};
 use tokenizers::{
     AddedToken, TokenizerBuilder,
-    models::{TrainerWrapper, bpe::{BPE, BpeTrainerBuilder}},
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainerBuilder},
+    },
     normalizers::NormalizerWrapper,
     pre_tokenizers::byte_level::ByteLevel,
 };
@@ -56,7 +59,11 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     // The embedded files are only for the full form to replace.
-    let out = if args.quick && args.out == Path::new("examples/assets") { "target/examples-quick/train_story_model".into() } else { args.out };
+    let out = if args.quick && args.out == Path::new("examples/assets") {
+        "target/examples-quick/train_story_model".into()
+    } else {
+        args.out
+    };
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     let mut corpus = stories::corpus(&args.corpus)?;
     let epochs = if args.quick { 1 } else { args.epochs };
@@ -80,8 +87,9 @@ fn main() -> Result<()> {
     let optimizer = AdamW::new(store.trainable_variables(), AdamWConfig::new((0.9, 0.99), 1e-8, 0.05)?)?;
     let mut descent = Descent::new(optimizer, 3e-3)?.with_schedule(Warmup::new(steps / 20).then_cosine(steps + 1)?);
 
-    let bar = ProgressBar::new(steps).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}, {eta} left")?);
-    for _ in 0..epochs {
+    let bar =
+        ProgressBar::new(steps).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} steps, {eta} left")?);
+    for epoch in 1..=epochs {
         train.shuffle(&mut rng);
         for batch in train.chunks(BATCH) {
             descent.descend(&nats_per_token(&gpt, batch, args.device)?)?;
@@ -89,10 +97,9 @@ fn main() -> Result<()> {
         }
         let _no_grad = tch::no_grad_guard();
         let loss = nats_per_token(&gpt, held_out, args.device)?.double_value(&[]);
-        bar.set_message(format!("{loss:.3} nats a token held out"));
+        bar.suspend(|| println!("epoch {epoch} of {epochs}: {loss:.3} nats a token held out"));
     }
-    bar.finish();
-    println!("{}", bar.message());
+    bar.finish_and_clear();
     store.half(); // half the size, and the difference is far below that between two seeds
     let (aside, path) = (out.join("partial.safetensors"), out.join("gpt.safetensors"));
     store.save(&aside)?;
@@ -111,15 +118,20 @@ fn train_tokenizer(corpus: &[Story], out: &Path) -> Result<()> {
             .build(),
     );
     let bytes = || ByteLevel::new(false, true, true);
-    let mut tokenizer: tokenizers::TokenizerImpl<tokenizers::ModelWrapper, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel> =
-        TokenizerBuilder::new()
-            .with_model(BPE::default().into())
-            .with_normalizer(None)
-            .with_pre_tokenizer(Some(bytes()))
-            .with_post_processor(None)
-            .with_decoder(Some(bytes()))
-            .build()
-            .map_err(anyhow::Error::from_boxed)?;
+    let mut tokenizer: tokenizers::TokenizerImpl<
+        tokenizers::ModelWrapper,
+        NormalizerWrapper,
+        ByteLevel,
+        ByteLevel,
+        ByteLevel,
+    > = TokenizerBuilder::new()
+        .with_model(BPE::default().into())
+        .with_normalizer(None)
+        .with_pre_tokenizer(Some(bytes()))
+        .with_post_processor(None)
+        .with_decoder(Some(bytes()))
+        .build()
+        .map_err(anyhow::Error::from_boxed)?;
     let lines = corpus.iter().map(|story| format!("{} {}", story.opening, story.continuation));
     tokenizer.train(&mut trainer, lines).map_err(anyhow::Error::from_boxed)?;
     let text = tokenizer.to_string(false).map_err(anyhow::Error::from_boxed)?;

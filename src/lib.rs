@@ -66,3 +66,8 @@ pub use error::{Error, Result};
 pub use loss::PreferenceLoss;
 pub use pairs::{PairLogps, PreferenceBatch, ResponseLengths, ResponseTable, RewardScores};
 pub use tch;
+
+/// The examples of the README, compiled and run with the doc-tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -42,9 +42,10 @@ pub struct ResponseLogps {
 /// [`Rank`](Error::Rank), [`Length`](Error::Length), [`Kind`](Error::Kind) or [`Device`](Error::Device), naming the tensor.
 pub fn response_logps(logits: &Tensor, tokens: &Tensor, response: &Tensor) -> Result<ResponseLogps> {
     let (logits, targets, mask) = shifted(logits, tokens, response)?;
-    let per_token = token_logps(&logits, &targets)?;
-    // A padded position may hold -inf, and 0·∞ is NaN: select, don't multiply.
-    let kept = per_token.where_self(&mask, &per_token.zeros_like());
+    let left_out = mask.logical_not();
+    // A padded position may hold -inf, whose logsumexp has a gradient of NaN, which not even a zero from above stops: blank the logits.
+    let per_token = token_logps(&logits.masked_fill(&left_out.unsqueeze(-1), 0.0), &targets)?;
+    let kept = per_token.masked_fill(&left_out, 0.0);
     Ok(ResponseLogps {
         sums: kept.sum_dim_intlist([1].as_slice(), false, kept.kind()),
         lengths: mask.sum_dim_intlist([1].as_slice(), false, Kind::Int64),
@@ -62,7 +63,9 @@ pub fn token_statistics(logits: &Tensor, tokens: &Tensor, response: &Tensor) -> 
     let _no_grad = tch::no_grad_guard();
     let (logits, targets, mask) = shifted(logits, tokens, response)?;
     let log_softmax = widened(&logits).log_softmax(-1, None::<Kind>);
-    let entropy = -(log_softmax.exp() * &log_softmax).sum_dim_intlist([-1].as_slice(), false, log_softmax.kind());
+    let mass = log_softmax.exp();
+    // 0 log 0 = 0: a token that is ruled out by a logit of -inf adds nothing.
+    let entropy = -mass.xlogy(&mass).sum_dim_intlist([-1].as_slice(), false, mass.kind());
     let hits = log_softmax.argmax(-1, false).eq_tensor(&targets).to_kind(entropy.kind());
     let mean = |values: &Tensor| values.masked_select(&mask).mean(values.kind());
     Ok((mean(&entropy), mean(&hits)))

@@ -93,7 +93,8 @@ fn quality(world: &World, chosen: &[f32], rejected: &[f32]) -> Quality {
         label_accuracy: share(&labels),
         gold_accuracy: share(&golds),
         margin_std: moment(&margins, &margins).sqrt(),
-        length_correlation: moment(&margins, &lengths) / (moment(&margins, &margins) * moment(&lengths, &lengths)).sqrt(),
+        length_correlation: moment(&margins, &lengths)
+            / (moment(&margins, &margins) * moment(&lengths, &lengths)).sqrt(),
     }
 }
 
@@ -130,7 +131,12 @@ pub fn reference_logps(world: &World, device: Device) -> Result<[Vec<f32>; 3]> {
 }
 
 /// Policy log-probabilities against the cached reference.
-pub fn against(reference: &[Vec<f32>; 3], pairs: &[usize], chosen: Tensor, rejected: Tensor) -> prefopt::Result<PairLogps> {
+pub fn against(
+    reference: &[Vec<f32>; 3],
+    pairs: &[usize],
+    chosen: Tensor,
+    rejected: Tensor,
+) -> prefopt::Result<PairLogps> {
     let device = chosen.device();
     PairLogps::new(chosen, rejected, column(&reference[0], pairs, device), column(&reference[1], pairs, device))
 }

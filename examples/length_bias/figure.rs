@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use plotters::{
     coord::Shift,
     prelude::{
-        AreaSeries, BitMapBackend, ChartBuilder, DashedLineSeries, DrawingArea, DrawingBackend, IntoDrawingArea, LineSeries,
-        PathElement, Polygon, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
+        AreaSeries, BitMapBackend, ChartBuilder, DashedLineSeries, DrawingArea, DrawingBackend, IntoDrawingArea,
+        LineSeries, PathElement, Polygon, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
     },
     style::{BLACK, Color},
 };
@@ -61,7 +61,8 @@ fn gold<B: DrawingBackend>(area: &DrawingArea<B, Shift>, results: &Results) -> R
 where
     B::ErrorType: 'static,
 {
-    let estimates = LINES.map(|(method, ..)| (0..results.rhos.len()).map(|i| results.gold(method, i)).collect::<Vec<_>>());
+    let estimates =
+        LINES.map(|(method, ..)| (0..results.rhos.len()).map(|i| results.gold(method, i)).collect::<Vec<_>>());
     let error = |e: f64| if e.is_finite() { e } else { 0.0 };
     let all = || estimates.iter().flatten();
     let low = all().map(|e| e.mean - error(e.error)).fold(results.reference().mean, f64::min);
@@ -86,13 +87,17 @@ where
         .draw()?;
     let reference = results.reference().mean;
     chart
-        .draw_series(DashedLineSeries::new([(first, reference), (last, reference)], 4, 4, BLACK.mix(0.6).stroke_width(1)))?
+        .draw_series(DashedLineSeries::new(
+            [(first, reference), (last, reference)],
+            4,
+            4,
+            BLACK.mix(0.6).stroke_width(1),
+        ))?
         .label("before tuning")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], BLACK.mix(0.6)));
     for ((method, colour, width), estimates) in LINES.into_iter().zip(&estimates) {
-        let point = |sign: f64| {
-            results.rhos.iter().zip(estimates).map(move |(&rho, e)| (rho, e.mean + sign * error(e.error)))
-        };
+        let point =
+            |sign: f64| results.rhos.iter().zip(estimates).map(move |(&rho, e)| (rho, e.mean + sign * error(e.error)));
         let band: Vec<_> = point(1.0).chain(point(-1.0).collect::<Vec<_>>().into_iter().rev()).collect();
         chart.draw_series([Polygon::new(band, colour.mix(0.12))])?;
         chart

@@ -50,8 +50,8 @@ pub struct Size {
     pub judged: usize,
 }
 
-const FULL: Size = Size { pool: 2800, pairs: 800, epochs: 2, reward_epochs: 3, judged: 256 };
-const QUICK: Size = Size { pool: 500, pairs: 128, epochs: 1, reward_epochs: 1, judged: 32 };
+const FULL: Size = Size { pool: 2800, pairs: 800, epochs: 1, reward_epochs: 3, judged: 192 };
+const QUICK: Size = Size { pool: 320, pairs: 64, epochs: 1, reward_epochs: 1, judged: 16 };
 
 /// The length-bias experiment: robust preference optimization against biased annotators.
 #[derive(Parser)]
@@ -102,7 +102,11 @@ fn main() -> Result<()> {
     support::write(&args.out.join("samples.txt"), results.samples())?;
     support::write(&args.out.join("results.json"), serde_json::to_string_pretty(&results)?)?;
     figure::draw(&results, &args.out.join("length_bias"))?;
-    println!("{} s; table, samples, results.json and pictures are in {}", start.elapsed().as_secs(), args.out.display());
+    println!(
+        "{} s; table, samples, results.json and pictures are in {}",
+        start.elapsed().as_secs(),
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -112,6 +116,15 @@ fn progress(runs: u64) -> Result<ProgressBar> {
     // Redrawing more often would cost what it shows.
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
     Ok(bar)
+}
+
+/// One model more. Where there is no terminal for a bar, a plain line now and then.
+fn done(bar: &ProgressBar) {
+    bar.inc(1);
+    let (done, all) = (bar.position(), bar.length().unwrap_or_default());
+    if bar.is_hidden() && (done % 25 == 0 || done == all) {
+        eprintln!("{done} of {all} models, {} s gone, about {} s left", bar.elapsed().as_secs(), bar.eta().as_secs());
+    }
 }
 
 /// β of each method, chosen by `--tune`.
@@ -148,7 +161,7 @@ fn setting(seed: u64, size: &Size, device: Device, bar: &ProgressBar) -> Result<
     let members = (0..RHOS.len()).into_par_iter().map(|i| {
         tch::set_num_threads(1);
         let member = family::train(&world, &world.biased[i], size, seed, device);
-        bar.inc(1);
+        done(bar);
         member
     });
     let members = members.collect::<Result<_>>()?;
@@ -160,7 +173,7 @@ fn tuned(setting: &Setting, jobs: &[Job], size: &Size, device: Device, bar: &Pro
     let outcomes = jobs.par_iter().map(|&job| {
         tch::set_num_threads(1);
         let outcome = policy::run(setting, job, size, device);
-        bar.inc(1);
+        done(bar);
         outcome
     });
     outcomes.collect()

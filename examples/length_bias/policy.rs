@@ -26,7 +26,7 @@ use crate::{
     world::{LONGEST, World},
 };
 
-const BATCH: usize = 32;
+const BATCH: usize = 16;
 const LEARNING_RATE: f64 = 5e-4;
 /// Pairs whose log-probabilities are followed over training.
 const FOLLOWED: usize = 64;
@@ -141,11 +141,8 @@ fn batch(
         pairs.iter().map(move |&i| &setting.world.pairs[i]).map(move |p| (p.opening.as_slice(), side(p).as_slice()))
     };
     let rows = all(|p| &p.chosen).chain(all(|p| &p.rejected));
-    let sequences = if anchored {
-        Sequences::new(rows.chain(all(|p| &p.sample)), device)
-    } else {
-        Sequences::new(rows, device)
-    };
+    let sequences =
+        if anchored { Sequences::new(rows.chain(all(|p| &p.sample)), device) } else { Sequences::new(rows, device) };
     let mut parts = sequences.logps(gpt)?.split(pairs.len() as i64, 0).into_iter();
     let mut next = || parts.next().unwrap_or_else(|| Tensor::zeros([0], (Kind::Float, device)));
     let logps = family::against(&setting.reference, pairs, next(), next())?;

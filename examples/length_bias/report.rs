@@ -156,7 +156,10 @@ impl Results {
                 self.over_biases(method, |o| last(o).2).mean,
             )?;
         }
-        writeln!(t, "\nKL(policy || reference) in nats and tokens: own samples. chosen, rejected: change of the log-probability of")?;
+        writeln!(
+            t,
+            "\nKL(policy || reference) in nats and tokens: own samples. chosen, rejected: change of the log-probability of"
+        )?;
         writeln!(t, "the training pairs' responses in nats. All four are means over the five biases.\n")?;
         self.write_comparison(t)?;
         self.write_family(t)
@@ -177,7 +180,8 @@ impl Results {
 
     fn write_family(&self, t: &mut String) -> std::fmt::Result {
         writeln!(t, "Reward models on held-out pairs, one for each bias:")?;
-        let rows: [(&str, fn(&Quality) -> f64); 4] = [
+        type Column = fn(&Quality) -> f64;
+        let rows: [(&str, Column); 4] = [
             ("agree with label", |q| q.label_accuracy),
             ("agree with gold", |q| q.gold_accuracy),
             ("margin, std", |q| q.margin_std),
@@ -191,7 +195,11 @@ impl Results {
             }
             writeln!(t)?;
         }
-        writeln!(t, "  disagreement of the family on a margin (std over members): {:.2}", Estimate::of(&self.margin_spread).mean)?;
+        writeln!(
+            t,
+            "  disagreement of the family on a margin (std over members): {:.2}",
+            Estimate::of(&self.margin_spread).mean
+        )?;
         for method in Method::ALL.into_iter().filter(|m| m.pessimistic()) {
             let mut picks = vec![0; self.rhos.len()];
             for outcome in self.outcomes.iter().filter(|o| o.method == method) {

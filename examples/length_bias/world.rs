@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Longest response in tokens.
-pub const LONGEST: usize = 48;
+pub const LONGEST: usize = 40;
 const LONGEST_OPENING: usize = 32;
 const SAMPLING_BATCH: usize = 256;
 
@@ -70,10 +70,12 @@ impl World {
         let training = openings.split_off(judged);
         let test = openings.split_off(size.judged);
 
-        let drawn: Vec<&[i64]> = (0..size.pool).map(|_| training[rng.random_range(0..training.len())].as_slice()).collect();
+        let drawn: Vec<&[i64]> =
+            (0..size.pool).map(|_| training[rng.random_range(0..training.len())].as_slice()).collect();
         let pairs = label(reference, &tokenizer, &drawn, &mut rng, device)?;
         let cut = pairs.len() * 9 / 10;
-        let biased = rhos.iter().map(|&rho| resample(&pairs[..cut], rho, size.pairs, &mut rng)).collect::<Result<Vec<_>>>()?;
+        let biased =
+            rhos.iter().map(|&rho| resample(&pairs[..cut], rho, size.pairs, &mut rng)).collect::<Result<Vec<_>>>()?;
         let mut pooled = biased.concat();
         pooled.shuffle(&mut rng);
         pooled.truncate(size.pairs);
@@ -109,7 +111,13 @@ fn openings(tokenizer: &Tokenizer) -> Result<Vec<Vec<i64>>> {
 
 /// Two responses to each opening, preferred by Bradley–Terry on the gold reward (one word is one nat), and a third for the
 /// divergence. Pairs of equal length carry no length preference and are left out.
-fn label(gpt: &Gpt, tokenizer: &Tokenizer, openings: &[&[i64]], rng: &mut ChaCha8Rng, device: Device) -> Result<Vec<Pair>> {
+fn label(
+    gpt: &Gpt,
+    tokenizer: &Tokenizer,
+    openings: &[&[i64]],
+    rng: &mut ChaCha8Rng,
+    device: Device,
+) -> Result<Vec<Pair>> {
     let mut draw = |prompts: &[&[i64]]| sample(gpt, prompts, LONGEST, rng, device);
     let mut drawn = Vec::with_capacity(openings.len());
     for prompts in openings.chunks(SAMPLING_BATCH) {

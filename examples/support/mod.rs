@@ -6,6 +6,7 @@
 pub mod chart;
 pub mod gold;
 pub mod gpt;
+pub mod llama;
 pub mod sampling;
 pub mod stories;
 

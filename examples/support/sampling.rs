@@ -11,9 +11,18 @@ use super::{gpt::Gpt, stories::END};
 ///
 /// Prompts are padded on the left, so that one pass serves all lengths. The random numbers come from the host: torch's global
 /// generator would make the result depend on what other threads draw.
-pub fn sample(gpt: &Gpt, prompts: &[&[i64]], longest: usize, rng: &mut ChaCha8Rng, device: Device) -> Result<Vec<Vec<i64>>> {
+pub fn sample(
+    gpt: &Gpt,
+    prompts: &[&[i64]],
+    longest: usize,
+    rng: &mut ChaCha8Rng,
+    device: Device,
+) -> Result<Vec<Vec<i64>>> {
     let _no_grad = tch::no_grad_guard();
-    ensure!(!prompts.is_empty() && prompts.iter().all(|p| !p.is_empty()), "sampling needs prompts of at least one token");
+    ensure!(
+        !prompts.is_empty() && prompts.iter().all(|p| !p.is_empty()),
+        "sampling needs prompts of at least one token"
+    );
     let (batch, width) = (prompts.len(), prompts.iter().map(|p| p.len()).max().unwrap_or(0));
     ensure!(width + longest <= gpt.config.context as usize, "{width} + {longest} tokens do not fit the context");
 

@@ -70,5 +70,6 @@ pub fn load(folder: &Path, device: Device) -> Result<(nn::VarStore, Gpt)> {
     let gpt = Gpt::new(&store.root(), GptConfig::default());
     let path = folder.join("gpt.safetensors");
     store.load(&path).with_context(|| format!("cannot load {}", path.display()))?;
+    store.float(); // the file holds f16
     Ok((store, gpt))
 }

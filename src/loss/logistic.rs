@@ -15,8 +15,8 @@ use crate::{
 /// responses that no pair contains. With ε > 0 the minimiser is βh = log((1−ε)/ε).
 ///
 /// Source: Rafailov et al. 2023, eq. 7; the flip rate from Mitchell 2023, "A note on DPO with noisy preferences", eq. 3. TRL:
-/// `loss_type="sigmoid"`, where ε is `label_smoothing`. Soft labels that differ from pair to pair:
-/// [`ProbabilityMatching`](super::ProbabilityMatching).
+/// `loss_type="sigmoid"`; its 1.16 ignores `label_smoothing` there, which is ε in most other systems. Soft labels that differ
+/// from pair to pair: [`ProbabilityMatching`](super::ProbabilityMatching).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dpo {

@@ -87,7 +87,9 @@ impl RewardScores {
     #[must_use]
     pub fn standardised(&self) -> Self {
         let all = Tensor::cat(&[&self.chosen, &self.rejected], 1);
-        let scale = all.std_dim([1].as_slice(), false, true).clamp_min(f64::MIN_POSITIVE);
+        let deviation = all.std_dim([1].as_slice(), false, true);
+        // A constant member has no scale; its margins are 0 and stay 0.
+        let scale = deviation.where_self(&deviation.gt(0.0), &deviation.ones_like());
         self.map(|scores| scores / &scale)
     }
 

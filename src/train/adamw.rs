@@ -60,23 +60,29 @@ impl AdamW {
         &self.parameters
     }
 
-    /// Forgets all gradients.
+    /// Forgets what `backward` has left in the parameters.
     pub fn zero_grad(&mut self) {
         self.parameters.iter_mut().for_each(Tensor::zero_grad);
     }
 
-    /// One update at this learning rate, with each gradient multiplied by `scale` first. Parameters without a gradient stay.
+    /// One update at this learning rate, with each gradient that `backward` has left multiplied by `scale` first.
     pub fn step(&mut self, learning_rate: f64, scale: f64) {
+        let gradients: Vec<_> = self.parameters.iter().map(Tensor::grad).collect();
+        self.apply(&gradients, learning_rate, scale);
+    }
+
+    /// The same with gradients at hand, one for each parameter. A parameter whose gradient is undefined stays as it is.
+    pub(super) fn apply(&mut self, gradients: &[Tensor], learning_rate: f64, scale: f64) {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
         let (beta1, beta2) = (self.config.beta1.get(), self.config.beta2.get());
         let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        for ((parameter, m), v) in self.parameters.iter_mut().zip(&mut self.first).zip(&mut self.second) {
-            let gradient = parameter.grad();
+        let moments = self.first.iter_mut().zip(&mut self.second);
+        for ((parameter, gradient), (m, v)) in self.parameters.iter_mut().zip(gradients).zip(moments) {
             if !gradient.defined() {
                 continue;
             }
-            let gradient = if scale == 1.0 { gradient } else { gradient * scale };
+            let gradient = if scale == 1.0 { gradient.shallow_clone() } else { gradient * scale };
             let _ = m.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
             let _ = v.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
             let denominator = (&*v / bias2).sqrt_() + self.config.epsilon.get();

@@ -80,25 +80,26 @@ impl Descent {
         if !loss.requires_grad() {
             return Err(Error::Disconnected);
         }
-        self.optimizer.zero_grad();
-        loss.f_backward()?;
-        let grad_norm = finite("gradient norm", step, self.grad_norm()?)?;
+        // Not `backward`, which adds to what is there: a parameter that this loss does not reach must stay, not be moved by zeros.
+        let gradients = Tensor::f_run_backward(&[loss], self.optimizer.parameters(), false, false)?;
+        let grad_norm = finite("gradient norm", step, norm(&gradients)?)?;
         let scale = self.max_norm.map_or(1.0, |max| (max.get() / (grad_norm + 1e-6)).min(1.0));
         let learning_rate = self.learning_rate.get() * self.schedule.factor(step);
-        self.optimizer.step(learning_rate, scale);
+        self.optimizer.apply(&gradients, learning_rate, scale);
         self.step = step;
         Ok(Descended { step, loss: value, grad_norm, learning_rate })
     }
+}
 
-    fn grad_norm(&self) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let gradients = self.optimizer.parameters().iter().map(Tensor::grad).filter(Tensor::defined);
-        let norms: Vec<_> = gradients.map(|g| g.norm().to_kind(tch::Kind::Double)).collect();
-        if norms.is_empty() {
-            return Err(Error::Disconnected);
-        }
-        scalar(&Tensor::f_stack(&norms, 0)?.norm())
+/// Global norm of the gradients that are there.
+fn norm(gradients: &[Tensor]) -> Result<f64> {
+    let _no_grad = tch::no_grad_guard();
+    let defined = gradients.iter().filter(|g| g.defined());
+    let norms: Vec<_> = defined.map(|g| g.norm().to_kind(tch::Kind::Double)).collect();
+    if norms.is_empty() {
+        return Err(Error::Disconnected);
     }
+    scalar(&Tensor::f_stack(&norms, 0)?.norm())
 }
 
 fn finite(quantity: &'static str, step: u64, value: f64) -> Result<f64> {

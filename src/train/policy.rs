@@ -51,13 +51,16 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
         if let Some(hook) = &mut self.before_loss {
             hook(&mut self.loss, &parsed)?;
         }
-        let done = self.descent.update(&self.loss.mean(&parsed)?)?;
+        let loss = self.loss.mean(&parsed)?;
+        // Before the update: log-probabilities that are views of the parameters move with them.
+        let metrics = preference_metrics(&parsed, self.reward_scale.get())?;
+        let done = self.descent.update(&loss)?;
         Ok(StepReport {
             step: done.step,
             loss: done.loss,
             grad_norm: done.grad_norm,
             learning_rate: done.learning_rate,
-            metrics: preference_metrics(&parsed, self.reward_scale.get())?,
+            metrics,
         })
     }
 

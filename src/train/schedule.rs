@@ -28,11 +28,27 @@ impl Schedule for Constant {
 ///
 /// Step s of n with w steps of warm-up: s/w for s ≤ w; then ½(1 + cos(π (s − w)/(n − w))).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "WarmupFile")]
 pub struct Warmup {
+    steps: u64,
+    cosine_until: Option<u64>,
+}
+
+/// What a configuration file says, before it is checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WarmupFile {
     steps: u64,
     #[serde(default)]
     cosine_until: Option<u64>,
+}
+
+impl TryFrom<WarmupFile> for Warmup {
+    type Error = Error;
+    fn try_from(file: WarmupFile) -> Result<Self> {
+        let warmup = Self::new(file.steps);
+        file.cosine_until.map_or(Ok(warmup), |last| warmup.then_cosine(last))
+    }
 }
 
 impl Warmup {

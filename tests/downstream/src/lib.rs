@@ -1,8 +1,13 @@
 //! What a user might do with prefopt.
 
-use prefopt::tch::{Kind, Tensor};
+use prefopt::{PairLogps, PreferenceBatch, PreferenceLoss, loss::Dpo, tch::Tensor};
 
-/// Something small that goes through libtorch.
-pub fn compute() -> f64 {
-    Tensor::from_slice(&[1f32, 2.]).sum(Kind::Float).double_value(&[])
+/// DPO's loss of one pair at the reference, which is ln 2.
+///
+/// # Errors
+/// None, if libtorch works.
+pub fn compute() -> prefopt::Result<f64> {
+    let logps = || Tensor::from_slice(&[-3.0]);
+    let batch = PreferenceBatch::new(PairLogps::new(logps(), logps(), logps(), logps())?);
+    Ok(Dpo::new(0.1)?.mean(&batch)?.double_value(&[]))
 }

@@ -1,0 +1,164 @@
+//! The table: each loss beside its equation.
+
+use prefopt::{
+    PreferenceBatch, PreferenceLoss, Result,
+    loss::{
+        Dpo, ForwardKl, Hinge, Ipo, Minimum, PessimisticDistillation, ProbabilityMatching, RewardDistillation,
+        RobustDpo, from_fn,
+    },
+};
+
+use crate::{columns::Columns, oracle};
+
+/// A power of two, so that βh is exact in f32.
+pub const BETA: f64 = 0.25;
+const FLIP: f64 = 0.2;
+const TAU: f64 = 0.3;
+const GAMMA: f64 = 0.5;
+
+pub struct Row {
+    pub name: &'static str,
+    pub loss: Box<dyn PreferenceLoss>,
+    /// Loss of each pair.
+    pub oracle: fn(&Columns) -> Vec<f64>,
+    /// Size of the family that the loss takes.
+    pub members: usize,
+    /// Whether |βh| = 1e4 has a finite answer in f32.
+    pub extremes: bool,
+    /// Added to |expected| in a relative comparison: 1 where the equation itself subtracts, near 0 where small values are exact.
+    pub floor: f64,
+    /// The column without which the loss refuses, and the name under which it does.
+    pub needs: Option<(&'static str, &'static str)>,
+}
+
+const ALONE: usize = 1;
+const FAMILY: usize = 3;
+const EXACT: f64 = 1e-30;
+
+const SCORES: &str = "rewards";
+const LABELS: &str = "soft_labels";
+const SAMPLES: &str = "reference_samples";
+const ALL: &str = "all_responses";
+
+fn row(name: &'static str, loss: impl PreferenceLoss + 'static, oracle: fn(&Columns) -> Vec<f64>) -> Row {
+    Row { name, loss: Box::new(loss), oracle, members: FAMILY, extremes: true, floor: 1.0, needs: None }
+}
+
+impl Row {
+    fn exact(self) -> Self {
+        Self { floor: EXACT, ..self }
+    }
+
+    fn alone(self) -> Self {
+        Self { members: ALONE, ..self }
+    }
+
+    fn without_extremes(self) -> Self {
+        Self { extremes: false, ..self }
+    }
+
+    fn needs(self, column: &'static str, loss: &'static str) -> Self {
+        Self { needs: Some((column, loss)), ..self }
+    }
+}
+
+pub fn table() -> Result<Vec<Row>> {
+    let ensemble = PessimisticDistillation::new(BETA)?;
+    let first_margin = |batch: &PreferenceBatch| batch.rewards().expect("has scores").margins().select(0, 0).abs();
+    let likelihood = from_fn(|batch: &PreferenceBatch| Ok(-batch.logps().chosen()));
+    Ok(vec![
+        row("dpo", Dpo::new(BETA)?, |c| each(c, |_, bh| oracle::dpo(bh, 0.0))).exact(),
+        row("cdpo", Dpo::new(BETA)?.with_flip_rate(FLIP)?, |c| each(c, |_, bh| oracle::dpo(bh, FLIP))).exact(),
+        row("robust dpo", RobustDpo::new(BETA, FLIP)?, |c| each(c, |_, bh| oracle::robust_dpo(bh, FLIP))),
+        row("ipo", Ipo::new(TAU)?, |c| each(c, |_, bh| oracle::ipo(bh / BETA, TAU))),
+        row("hinge", Hinge::new(BETA)?, |c| each(c, |_, bh| oracle::hinge(bh))).exact(),
+        row("d-dpo", RewardDistillation::new(BETA)?, |c| d_dpo(c, 0))
+            .exact()
+            .alone()
+            .needs(SCORES, "RewardDistillation"),
+        row("matching of rewards", ProbabilityMatching::to_rewards(BETA)?, |c| {
+            let margins = c.reward_margins();
+            let p = |i: usize, sign: f64| oracle::sigmoid(sign * margins[0][i]);
+            each(c, |i, bh| oracle::matching(p(i, 1.0), p(i, -1.0), bh))
+        })
+        .alone()
+        .needs(SCORES, "ProbabilityMatching"),
+        row("matching of soft labels", ProbabilityMatching::to_soft_labels(BETA)?, |c| {
+            each(c, |i, bh| oracle::matching(c.soft_labels[i], 1.0 - c.soft_labels[i], bh))
+        })
+        .needs(LABELS, "ProbabilityMatching"),
+        row("e-dpo, batch", ensemble, |c| {
+            let members: Vec<_> = (0..c.chosen_scores.len()).map(|m| d_dpo(c, m)).collect();
+            members.into_iter().min_by(|a, b| c.mean(a).total_cmp(&c.mean(b))).expect("a member")
+        })
+        .exact()
+        .needs(SCORES, "PessimisticDistillation"),
+        row("e-dpo, pair", ensemble.with_minimum(Minimum::Pair), |c| {
+            let members: Vec<_> = (0..c.chosen_scores.len()).map(|m| d_dpo(c, m)).collect();
+            (0..c.len()).map(|i| members.iter().map(|m| m[i]).fold(f64::INFINITY, f64::min)).collect()
+        })
+        .exact()
+        .needs(SCORES, "PessimisticDistillation"),
+        row("e-dpo, dataset", ensemble.with_minimum(Minimum::Dataset { member: 2 }), |c| d_dpo(c, 2))
+            .exact()
+            .needs(SCORES, "PessimisticDistillation"),
+        row("e-dpo, hull", ensemble.with_minimum(Minimum::Hull), |c| {
+            let residuals = residuals(c);
+            oracle::mix(&residuals, &oracle::hull_weights(&residuals, &c.weights)).iter().map(|r| r * r).collect()
+        })
+        .needs(SCORES, "PessimisticDistillation"),
+        row("kl, exact", ForwardKl::Exact, exact_kl).needs(ALL, "ForwardKl::Exact"),
+        row("kl, samples", ForwardKl::ReferenceSamples, sampled_kl).needs(SAMPLES, "ForwardKl::ReferenceSamples"),
+        // e^{log-ratio} overflows by definition.
+        row("kl, k3", ForwardKl::ReferenceSamplesK3, |c| {
+            rows(&c.samples).map(|(policy, reference)| oracle::k3(reference, policy)).collect()
+        })
+        .without_extremes()
+        .needs(SAMPLES, "ForwardKl::ReferenceSamplesK3"),
+        row("kl, own responses", ForwardKl::OwnResponses, |c| {
+            let ratio = |i: usize| c.chosen[i] - c.ref_chosen[i] + c.rejected[i] - c.ref_rejected[i];
+            (0..c.len()).map(|i| -0.5 * ratio(i)).collect()
+        }),
+        row("p-dpo", Dpo::new(BETA)?.plus(GAMMA, ForwardKl::ReferenceSamples), |c| {
+            let anchor = sampled_kl(c);
+            each(c, |i, bh| oracle::dpo(bh, 0.0) + GAMMA * anchor[i])
+        })
+        .needs(SAMPLES, "ForwardKl::ReferenceSamples"),
+        row("dp-dpo", RewardDistillation::new(BETA)?.plus(GAMMA, ForwardKl::Exact), |c| {
+            let (base, anchor) = (d_dpo(c, 0), exact_kl(c));
+            (0..c.len()).map(|i| base[i] + GAMMA * anchor[i]).collect()
+        })
+        .alone()
+        .needs(ALL, "ForwardKl::Exact"),
+        row("weighted ipo", Ipo::new(TAU)?.weighted_by(first_margin), |c| {
+            each(c, |i, bh| c.reward_margins()[0][i].abs() * oracle::ipo(bh / BETA, TAU))
+        }),
+        row("likelihood from a closure", likelihood, |c| c.chosen.iter().map(|l| -l).collect()),
+    ])
+}
+
+/// Loss of each pair from its index and βh.
+fn each(c: &Columns, loss: impl Fn(usize, f64) -> f64) -> Vec<f64> {
+    c.h().iter().enumerate().map(|(i, h)| loss(i, BETA * h)).collect()
+}
+
+fn d_dpo(c: &Columns, member: usize) -> Vec<f64> {
+    each(c, |i, bh| oracle::distillation(c.chosen_scores[member][i] - c.rejected_scores[member][i], bh))
+}
+
+/// Δr − βh, `[members][batch]`.
+fn residuals(c: &Columns) -> Vec<Vec<f64>> {
+    c.reward_margins().iter().map(|margins| each(c, |i, bh| margins[i] - bh)).collect()
+}
+
+fn rows(tables: &[Vec<Vec<f64>>; 2]) -> impl Iterator<Item = (&Vec<f64>, &Vec<f64>)> {
+    tables[0].iter().zip(&tables[1])
+}
+
+fn exact_kl(c: &Columns) -> Vec<f64> {
+    rows(&c.all).map(|(policy, reference)| oracle::kl(reference, policy)).collect()
+}
+
+fn sampled_kl(c: &Columns) -> Vec<f64> {
+    rows(&c.samples).map(|(policy, reference)| oracle::k1(reference, policy)).collect()
+}

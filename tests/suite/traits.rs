@@ -1,0 +1,101 @@
+//! What every public loss promises beside its numbers: a small value that travels between threads and through a configuration file.
+
+use std::fmt::Debug;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use prefopt::{
+    PreferenceBatch, PreferenceLoss, Result,
+    loss::{
+        Dpo, ForwardKl, FromFn, Hinge, Ipo, Minimum, PessimisticDistillation, Plus, ProbabilityMatching,
+        RewardDistillation, RobustDpo, Target, WeightedBy, from_fn,
+    },
+    reward::BradleyTerry,
+    tch::Tensor,
+    train::{AdamWConfig, Constant, Warmup},
+};
+
+use crate::{columns::Columns, numbers};
+
+fn is_a_value<T: Copy + Send + Sync + Debug + 'static>() {}
+
+#[test]
+fn losses_are_values() {
+    is_a_value::<Dpo>();
+    is_a_value::<RobustDpo>();
+    is_a_value::<Hinge>();
+    is_a_value::<Ipo>();
+    is_a_value::<RewardDistillation>();
+    is_a_value::<ProbabilityMatching>();
+    is_a_value::<PessimisticDistillation>();
+    is_a_value::<ForwardKl>();
+    is_a_value::<Minimum>();
+    is_a_value::<Target>();
+    is_a_value::<Plus<Plus<Dpo, ForwardKl>, Hinge>>();
+    is_a_value::<WeightedBy<Dpo, fn(&PreferenceBatch) -> Tensor>>();
+    is_a_value::<FromFn<fn(&PreferenceBatch) -> Result<Tensor>>>();
+    is_a_value::<BradleyTerry>();
+    is_a_value::<AdamWConfig>();
+    is_a_value::<Warmup>();
+}
+
+#[track_caller]
+fn survives<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, json: &str) {
+    assert_eq!(serde_json::to_string(&value).expect("plain data"), json);
+    assert_eq!(serde_json::from_str::<T>(json).expect("its own text"), value);
+}
+
+#[test]
+fn losses_survive_a_configuration_file() -> Result<()> {
+    survives(Dpo::new(0.1)?, r#"{"beta":0.1,"flip_rate":0.0}"#);
+    survives(Dpo::new(0.1)?.with_flip_rate(0.25)?, r#"{"beta":0.1,"flip_rate":0.25}"#);
+    survives(RobustDpo::new(0.1, 0.25)?, r#"{"beta":0.1,"flip_rate":0.25}"#);
+    survives(Hinge::new(2.0)?, r#"{"beta":2.0}"#);
+    survives(Ipo::new(0.5)?, r#"{"tau":0.5}"#);
+    survives(RewardDistillation::new(0.1)?, r#"{"beta":0.1}"#);
+    survives(ProbabilityMatching::to_rewards(0.1)?, r#"{"beta":0.1,"target":"rewards"}"#);
+    survives(ProbabilityMatching::to_soft_labels(0.1)?, r#"{"beta":0.1,"target":"soft_labels"}"#);
+    let ensemble = PessimisticDistillation::new(0.1)?;
+    survives(ensemble, r#"{"beta":0.1,"minimum":"batch"}"#);
+    survives(ensemble.with_minimum(Minimum::Pair), r#"{"beta":0.1,"minimum":"pair"}"#);
+    survives(ensemble.with_minimum(Minimum::Hull), r#"{"beta":0.1,"minimum":"hull"}"#);
+    let dataset = ensemble.with_minimum(Minimum::Dataset { member: 2 });
+    survives(dataset, r#"{"beta":0.1,"minimum":{"dataset":{"member":2}}}"#);
+    survives(ForwardKl::Exact, r#""exact""#);
+    survives(ForwardKl::ReferenceSamples, r#""reference_samples""#);
+    survives(ForwardKl::ReferenceSamplesK3, r#""reference_samples_k3""#);
+    survives(ForwardKl::OwnResponses, r#""own_responses""#);
+    let sum = Dpo::new(0.1)?.plus(0.5, ForwardKl::Exact);
+    survives(sum, r#"{"loss":{"beta":0.1,"flip_rate":0.0},"weight":0.5,"term":"exact"}"#);
+    survives(BradleyTerry::new(0.01)?, r#"{"centring":0.01}"#);
+    survives(Warmup::new(3).then_cosine(9)?, r#"{"steps":3,"cosine_until":9}"#);
+    survives(Constant, "null");
+    survives(AdamWConfig::default(), r#"{"beta1":0.9,"beta2":0.999,"epsilon":1e-8,"weight_decay":0.0}"#);
+    Ok(())
+}
+
+#[test]
+fn what_a_file_leaves_out_is_the_default() -> Result<()> {
+    assert_eq!(serde_json::from_str::<Dpo>(r#"{"beta": 0.1}"#).expect("valid"), Dpo::new(0.1)?);
+    let ensemble = serde_json::from_str::<PessimisticDistillation>(r#"{"beta": 0.1}"#).expect("valid");
+    assert_eq!(ensemble, PessimisticDistillation::new(0.1)?);
+    assert_eq!(serde_json::from_str::<AdamWConfig>("{}").expect("valid"), AdamWConfig::default());
+    assert_eq!(serde_json::from_str::<Warmup>(r#"{"steps": 3}"#).expect("valid"), Warmup::new(3));
+    Ok(())
+}
+
+/// A reference to a loss, a box of one and a combination are losses themselves.
+#[test]
+fn composition_is_closed() -> Result<()> {
+    let batch = Columns::random(4, 1, 2).batch();
+    let dpo = Dpo::new(0.1)?;
+    let boxed: Box<dyn PreferenceLoss> = Box::new(dpo);
+    let expected = numbers(&dpo.per_pair(&batch)?);
+    assert_eq!(numbers(&PreferenceLoss::per_pair(&&dpo, &batch)?), expected);
+    assert_eq!(numbers(&boxed.per_pair(&batch)?), expected);
+    let deep = boxed.plus(1.0, &dpo).weighted_by(|b| b.logps().chosen().ones_like() * 0.5).plus(0.0, Hinge::new(1.0)?);
+    assert_eq!(numbers(&deep.per_pair(&batch)?), expected);
+    let shown = format!("{deep:?} {:?}", from_fn(|b| Ok(b.logps().chosen().shallow_clone())));
+    assert!(shown.contains("Dpo") && shown.contains("WeightedBy") && shown.contains("FromFn"), "{shown}");
+    Ok(())
+}
