@@ -135,7 +135,12 @@ where
     chart
         .configure_mesh()
         .light_line_style(BLACK.mix(0.04))
-        .x_desc(format!("step, at {} (solid: chosen, dashed: rejected)", results.rhos[bias]))
+        .x_desc(format!(
+            "step, longer preferred with probability {} (solid: chosen, dashed: rejected)",
+            results.rhos[bias]
+        ))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
         .y_desc("nats since the reference")
         .label_style((FONT, 16))
         .axis_desc_style((FONT, 17))

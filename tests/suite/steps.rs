@@ -123,6 +123,9 @@ fn schedules() -> Result<()> {
     all_close(&[1, 3, 4, 6, 8, 10, 12, 50].map(|s| cosine.factor(s)), &expected, 1e-15, "cosine");
     assert_eq!([Warmup::new(0).factor(1), Constant.factor(1), Constant.factor(99)], [1.0; 3]);
     assert_eq!((|step: u64| 1.0 / step as f64).factor(4), 0.25);
+    let backwards =
+        serde_json::from_str::<Warmup>(r#"{"steps": 5, "cosine_until": 3}"#).expect_err("ends before it starts");
+    assert!(backwards.to_string().starts_with("last step must be after the warm-up, got 3"), "{backwards}");
     Ok(())
 }
 
@@ -166,6 +169,11 @@ fn a_loss_that_reaches_no_parameter_is_refused() -> Result<()> {
         assert_eq!(error.to_string(), SAID);
     }
     assert_eq!(number(&x), 1.0);
+    // After a good step too: old gradients and moments must not move what the loss does not reach.
+    descent.descend(&bowl(&x))?;
+    let after = number(&x);
+    assert!(matches!(descent.descend(&bowl(&other)), Err(Error::Disconnected)));
+    assert_eq!(number(&x), after);
     Ok(())
 }
 
