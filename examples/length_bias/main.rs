@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use tch::Device;
 
 use methods::Method;
-use policy::{Job, Outcome, Setting};
+use policy::{Job, Openings, Outcome, Setting};
 use report::Results;
 use support::stories::{self, ASSETS};
 use world::World;
@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         return tune(&args, &size);
     }
     let betas = betas()?;
-    let jobs: Vec<Job> = jobs(args.gamma, |method| vec![betas[method.name()]], &[0, 1, 2, 3, 4]);
+    let jobs: Vec<Job> = jobs(args.gamma, |method| vec![betas[method.name()]], &[0, 1, 2, 3, 4], Openings::Test);
     let runs = args.seeds as usize * (RHOS.len() + jobs.len());
     let bar = progress(runs as u64)?;
     let mut results = Results::new(&RHOS, args.seeds);
@@ -138,13 +138,13 @@ fn betas() -> Result<BTreeMap<String, f64>> {
     Ok(betas)
 }
 
-fn jobs(gamma: f64, betas: impl Fn(Method) -> Vec<f64>, biases: &[usize]) -> Vec<Job> {
+fn jobs(gamma: f64, betas: impl Fn(Method) -> Vec<f64>, biases: &[usize], judged_on: Openings) -> Vec<Job> {
     let mut jobs = Vec::new();
     for method in Method::ALL {
         // The pooled data do not depend on ρ: one policy serves all.
         let biases = if method == Method::Pooled { &biases[..1] } else { biases };
         for &bias in biases {
-            jobs.extend(betas(method).into_iter().map(|beta| Job { method, bias, beta, gamma }));
+            jobs.extend(betas(method).into_iter().map(|beta| Job { method, bias, beta, gamma, judged_on }));
         }
     }
     jobs
@@ -181,14 +181,14 @@ fn tuned(setting: &Setting, jobs: &[Job], size: &Size, device: Device, bar: &Pro
 
 /// β of largest mean gold reward over the two most biased data sets, on the openings for tuning.
 fn tune(args: &Args, size: &Size) -> Result<()> {
-    let jobs = jobs(args.gamma, |_| BETAS.to_vec(), &[0, RHOS.len() - 1]);
+    let jobs = jobs(args.gamma, |_| BETAS.to_vec(), &[0, RHOS.len() - 1], Openings::Tuning);
     let bar = progress((args.seeds as usize * (RHOS.len() + jobs.len())) as u64)?;
     let mut gold: BTreeMap<(Method, usize), Vec<f64>> = BTreeMap::new();
     for seed in 0..args.seeds {
         let setting = setting(TUNING_SEED + seed, size, args.device, &bar)?;
         for outcome in tuned(&setting, &jobs, size, args.device, &bar)? {
             let index = BETAS.iter().position(|&beta| beta == outcome.beta).context("a beta outside the grid")?;
-            gold.entry((outcome.method, index)).or_default().push(outcome.gold_tuning);
+            gold.entry((outcome.method, index)).or_default().push(outcome.gold);
         }
     }
     bar.finish_and_clear();

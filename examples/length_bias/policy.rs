@@ -40,6 +40,14 @@ pub struct Setting {
     pub seed: u64,
 }
 
+/// Which openings a policy is judged on.
+#[derive(Debug, Clone, Copy)]
+pub enum Openings {
+    /// Those on which β is chosen.
+    Tuning,
+    Test,
+}
+
 /// One policy to tune.
 #[derive(Debug, Clone, Copy)]
 pub struct Job {
@@ -48,6 +56,7 @@ pub struct Job {
     pub bias: usize,
     pub beta: f64,
     pub gamma: f64,
+    pub judged_on: Openings,
 }
 
 /// What came out.
@@ -57,8 +66,7 @@ pub struct Outcome {
     pub bias: usize,
     pub seed: u64,
     pub beta: f64,
-    /// Gold reward of own samples, in words: on the openings for tuning, and on those of the test.
-    pub gold_tuning: f64,
+    /// Gold reward of own samples, in words.
     pub gold: f64,
     /// KL(π ‖ π_ref) on own samples, nats.
     pub kl: f64,
@@ -79,7 +87,7 @@ pub fn run(setting: &Setting, job: Job, size: &Size, device: Device) -> Result<O
     let (store, gpt) = stories::load(ASSETS.as_ref(), device)?;
     let scores = scores(setting, job, device)?;
     let forward = |pairs: &Vec<usize>| batch(setting, &gpt, scores.as_ref(), job.method.anchored(), pairs, device);
-    let steps = size.epochs * data.len() / BATCH;
+    let steps = size.epochs * (data.len() / BATCH);
     let optimizer = AdamW::new(store.trainable_variables(), AdamWConfig::default())?;
     let descent =
         Descent::new(optimizer, LEARNING_RATE)?.with_schedule(Warmup::new(5).then_cosine(steps.max(6) as u64 + 1)?);
@@ -97,25 +105,26 @@ pub fn run(setting: &Setting, job: Job, size: &Size, device: Device) -> Result<O
     let followed = &data[..FOLLOWED.min(data.len())];
     let mut trace = vec![(0, 0.0, 0.0)];
     let mut order = data.clone();
-    for step in 1..=steps {
-        let at = (step - 1) * BATCH % data.len();
-        if at + BATCH > data.len() || step == 1 {
-            order.shuffle(&mut rng);
-        }
-        let at = if at + BATCH > data.len() { 0 } else { at };
-        trainer.step(&order[at..at + BATCH].to_vec())?;
-        if step % FOLLOW_EVERY == 0 || step == steps {
-            let (chosen, rejected) = displacement(setting, &gpt, followed, device)?;
-            trace.push((step, chosen, rejected));
+    for _ in 0..size.epochs {
+        order.shuffle(&mut rng);
+        for pairs in order.chunks_exact(BATCH) {
+            let step = trainer.step(&pairs.to_vec())?.step as usize;
+            if step.is_multiple_of(FOLLOW_EVERY) || step == steps {
+                let (chosen, rejected) = displacement(setting, &gpt, followed, device)?;
+                trace.push((step, chosen, rejected));
+            }
         }
     }
     drop(trainer);
     let picks = picks.borrow().clone();
 
-    let (gold_tuning, ..) = judge(setting, &gpt, &world.tuning, device)?;
-    let (gold, kl, length, examples) = judge(setting, &gpt, &world.test, device)?;
+    let openings = match job.judged_on {
+        Openings::Tuning => &world.tuning,
+        Openings::Test => &world.test,
+    };
+    let (gold, kl, length, examples) = judge(setting, &gpt, openings, device)?;
     let Job { method, bias, beta, .. } = job;
-    Ok(Outcome { method, bias, seed: setting.seed, beta, gold_tuning, gold, kl, length, trace, picks, examples })
+    Ok(Outcome { method, bias, seed: setting.seed, beta, gold, kl, length, trace, picks, examples })
 }
 
 fn scores(setting: &Setting, job: Job, device: Device) -> Result<Option<RewardScores>> {

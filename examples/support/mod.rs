@@ -17,10 +17,19 @@ use tch::Device;
 
 /// `cpu`, `cuda` or `cuda:N`, for a command line.
 pub fn device(name: &str) -> Result<Device> {
-    match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu", "0") => Ok(Device::Cpu),
-        ("cuda", index) => Ok(Device::Cuda(index.parse()?)),
+    let device = match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", "0") => Device::Cpu,
+        ("cuda", index) => Device::Cuda(index.parse().context("expected a number after cuda:")?),
         _ => bail!("expected cpu, cuda or cuda:N"),
+    };
+    let found = tch::Cuda::device_count();
+    match device {
+        Device::Cuda(index) if index as i64 >= found => {
+            bail!(
+                "libtorch sees {found} CUDA devices, numbered from 0 (with none: was it set up by `cargo xtask setup --cuda`?)"
+            )
+        }
+        _ => Ok(device),
     }
 }
 
