@@ -2,9 +2,10 @@ use std::fmt;
 
 use tch::Tensor;
 
-use super::{AdamW, Constant, Schedule, scalar};
+use super::{AdamW, Constant, Schedule, StepReport, scalar};
 use crate::{
     Error, Result,
+    diagnostics::Metrics,
     domain::{LearningRate, MaxNorm},
 };
 
@@ -25,15 +26,6 @@ impl fmt::Debug for Descent {
             .field("step", &self.step)
             .finish_non_exhaustive()
     }
-}
-
-/// What one update did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Descended {
-    pub step: u64,
-    pub loss: f64,
-    pub grad_norm: f64,
-    pub learning_rate: f64,
 }
 
 impl Descent {
@@ -71,10 +63,11 @@ impl Descent {
     /// [`NonFinite`](Error::NonFinite) for a loss or gradient norm that is not finite and [`Disconnected`](Error::Disconnected) for a loss
     /// that reaches no parameter: in both cases before any parameter, moment or step count changes.
     pub fn descend(&mut self, loss: &Tensor) -> Result<f64> {
-        Ok(self.update(loss)?.grad_norm)
+        Ok(self.update(loss, Metrics::default())?.grad_norm)
     }
 
-    pub(super) fn update(&mut self, loss: &Tensor) -> Result<Descended> {
+    /// The same for a trainer, whose report carries what it measured before the update.
+    pub(super) fn update(&mut self, loss: &Tensor, metrics: Metrics) -> Result<StepReport> {
         let step = self.step + 1;
         let value = finite("loss", step, scalar(loss)?)?;
         if !loss.requires_grad() {
@@ -87,7 +80,7 @@ impl Descent {
         let learning_rate = self.learning_rate.get() * self.schedule.factor(step);
         self.optimizer.apply(&gradients, learning_rate, scale);
         self.step = step;
-        Ok(Descended { step, loss: value, grad_norm, learning_rate })
+        Ok(StepReport { step, loss: value, grad_norm, learning_rate, metrics })
     }
 }
 

@@ -54,14 +54,7 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
         let loss = self.loss.mean(&parsed)?;
         // Before the update: log-probabilities that are views of the parameters move with them.
         let metrics = preference_metrics(&parsed, self.reward_scale.get())?;
-        let done = self.descent.update(&loss)?;
-        Ok(StepReport {
-            step: done.step,
-            loss: done.loss,
-            grad_norm: done.grad_norm,
-            learning_rate: done.learning_rate,
-            metrics,
-        })
+        self.descent.update(&loss, metrics)
     }
 
     fn evaluate(&self, batch: &B) -> Result<Metrics> {

@@ -28,14 +28,7 @@ impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
     fn step(&mut self, batch: &B) -> Result<StepReport> {
         let parsed = (self.forward)(batch)?;
         let metrics = reward_metrics(parsed.scores())?;
-        let done = self.descent.update(&self.objective.mean(&parsed))?;
-        Ok(StepReport {
-            step: done.step,
-            loss: done.loss,
-            grad_norm: done.grad_norm,
-            learning_rate: done.learning_rate,
-            metrics,
-        })
+        self.descent.update(&self.objective.mean(&parsed), metrics)
     }
 
     fn evaluate(&self, batch: &B) -> Result<Metrics> {
