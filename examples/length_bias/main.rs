@@ -1,7 +1,7 @@
 //! The length-bias experiment of Fisch et al. 2024 in small: does distillation from a pessimistic family of reward models
 //! withstand annotators who like long, or short, answers?
 //!
-//!     cargo xtask demo [-- --seeds N | --quick | --device cuda]
+//!     cargo xtask demo [--seeds N] [--quick] [--device cuda]
 //!
 //! A small GPT continues openings of short stories. An annotator prefers the more cheerful of two continuations, and the pairs are
 //! resampled so that the preferred one is the longer with probability ρ. For each ρ a reward model is learned, and policies are
