@@ -71,6 +71,15 @@ struct Args {
     /// Weight γ of the forward divergence in p-DPO, dp-DPO and e-DPO
     #[arg(long, default_value_t = 0.01)]
     gamma: f64,
+    /// One β (τ for IPO) for every method, in place of the chosen ones
+    #[arg(long, conflicts_with = "tune")]
+    beta: Option<f64>,
+    /// Passes over the pairs for each policy [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    epochs: Option<u16>,
+    /// Passes over the pairs for each reward model [default: 3, with --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    reward_epochs: Option<u16>,
     /// Choose β for every method on openings that are not the test's, and write betas.json instead of the table
     #[arg(long)]
     tune: bool,
@@ -79,7 +88,9 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let start = Instant::now();
-    let size = if args.quick { QUICK } else { FULL };
+    let mut size = if args.quick { QUICK } else { FULL };
+    size.epochs = args.epochs.map_or(size.epochs, usize::from);
+    size.reward_epochs = args.reward_epochs.map_or(size.reward_epochs, usize::from);
     // Small products gain nothing from two threads; two policies at a time do.
     tch::set_num_threads(1);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
@@ -87,7 +98,8 @@ fn main() -> Result<()> {
         return tune(&args, &size);
     }
     let betas = betas()?;
-    let jobs: Vec<Job> = jobs(args.gamma, |method| vec![betas[method.name()]], &[0, 1, 2, 3, 4], Openings::Test);
+    let jobs: Vec<Job> =
+        jobs(args.gamma, |method| vec![args.beta.unwrap_or(betas[method.name()])], &[0, 1, 2, 3, 4], Openings::Test);
     let runs = args.seeds as usize * (RHOS.len() + jobs.len());
     let bar = progress(runs as u64)?;
     let mut results = Results::new(&RHOS, args.seeds);

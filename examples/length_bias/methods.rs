@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Method {
+    #[serde(rename = "DPO")]
     Dpo,
+    #[serde(rename = "IPO")]
     Ipo,
     #[serde(rename = "d-DPO")]
     Distillation,
