@@ -10,14 +10,15 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use prefopt::{
-    logps::token_logps,
+    logps::response_logps_of,
+    packed::PackedRow,
     train::{AdamW, AdamWConfig, Descent, Warmup},
 };
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use support::{
     gpt::{Gpt, GptConfig},
-    stories::{self, END, END_TEXT, Story},
+    stories::{self, END_TEXT, Story},
 };
 use tch::{Device, Kind, Tensor, nn};
 use tokenizers::{
@@ -155,18 +156,7 @@ fn encode(corpus: &[Story], folder: &Path) -> Result<Vec<Vec<i64>>> {
 
 /// Mean of −log π over the tokens after each story's first.
 fn nats_per_token(gpt: &Gpt, batch: &[&Vec<i64>], device: Device) -> Result<Tensor> {
-    let time = batch.iter().map(|ids| ids.len()).max().unwrap_or(1);
-    let mut padded = vec![END; batch.len() * time];
-    let mut real = vec![false; batch.len() * time];
-    for (row, ids) in batch.iter().enumerate() {
-        padded[row * time..][..ids.len()].copy_from_slice(ids);
-        real[row * time + 1..][..ids.len() - 1].fill(true);
-    }
-    let size = [batch.len() as i64, time as i64];
-    let tokens = Tensor::from_slice(&padded).view(size).to(device);
-    let scored = Tensor::from_slice(&real).view(size).to(device).narrow(1, 1, size[1] - 1);
-    let hidden = gpt.hidden(&tokens).narrow(1, 0, size[1] - 1);
-    let hidden = hidden.reshape([-1, gpt.config.width]).index(&[Some(scored.flatten(0, -1))]);
-    let targets = tokens.narrow(1, 1, size[1] - 1).masked_select(&scored);
-    Ok(-token_logps(&gpt.logits(&hidden), &targets)?.mean(Kind::Float))
+    let row = PackedRow::sequences(batch.iter().map(|ids| ids.split_at(1)), device)?;
+    let logps = response_logps_of(gpt, &row)?;
+    Ok(-logps.sums.sum(Kind::Float) / logps.lengths.sum(Kind::Float))
 }

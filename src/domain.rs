@@ -68,8 +68,20 @@ parameter!(
     Weight, "weight", "finite", f64::is_finite
 );
 parameter!(
+    /// What a part of a step counts for.
+    PartWeight, "weight of a part", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
     /// Weight of the squared mean score that keeps a reward model near zero.
     Centring, "centring", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// What logits are multiplied with: the inverse of a temperature.
+    LogitScale, "logit_scale", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// Bound of softly capped logits.
+    SoftCap, "soft_cap", "positive and finite", |x| x > 0.0 && x.is_finite()
 );
 parameter!(
     /// Peak learning rate.

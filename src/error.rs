@@ -61,6 +61,16 @@ pub enum Error {
         /// What it was.
         found: Kind,
     },
+    /// A tensor of another element kind than the one it goes with.
+    #[error("{tensor} must be {expected:?} like the tensors it goes with, got {found:?}")]
+    KindOf {
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// Kind of the others.
+        expected: Kind,
+        /// Its own kind.
+        found: Kind,
+    },
     /// A tensor without elements.
     #[error("{tensor} is empty: shape {shape} needs at least one element, and its mean would be NaN")]
     Empty {
@@ -80,6 +90,16 @@ pub enum Error {
         domain: &'static str,
         /// What this one was.
         value: f64,
+    },
+    /// A part of a sequence without tokens.
+    #[error("the {part} of group {group} has no token: {reason}")]
+    NoTokens {
+        /// `prompt` or `response`.
+        part: &'static str,
+        /// Index of its group, from 0.
+        group: usize,
+        /// Why that cannot be.
+        reason: &'static str,
     },
     /// A loss that reads a column which the batch lacks.
     #[error("{loss} needs the column `{column}`, which this batch lacks: add it with PreferenceBatch::{method}")]
@@ -112,6 +132,15 @@ pub enum Error {
     /// A tracker asked for its answer before it has seen a batch.
     #[error("the running minimum has seen no batch since its last reset")]
     NothingObserved,
+    /// An update without a gradient.
+    #[error("there is nothing to update by: no part was accumulated since the last step")]
+    NothingAccumulated,
+    /// Batches that are put together, of which only some have a column.
+    #[error("some of the batches have the column `{column}` and some do not: a whole needs it from all or none")]
+    UnevenColumn {
+        /// Name of the column.
+        column: &'static str,
+    },
     /// A loss or gradient that is not finite; nothing was updated.
     #[error("{quantity} is {value} at step {step}: no parameter was changed")]
     NonFinite {
@@ -128,6 +157,12 @@ pub enum Error {
     /// A parameter that the loss does not reach at all.
     #[error("no parameter received a gradient: the loss does not depend on the tensors that the optimiser holds")]
     Disconnected,
+    /// A tensor that a backward pass needs is no longer what it was in the forward pass.
+    #[error("{tensor} was written to in place between the forward and the backward pass")]
+    Modified {
+        /// Name of the tensor.
+        tensor: &'static str,
+    },
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

@@ -13,12 +13,15 @@
 //!
 //! | step | module |
 //! | --- | --- |
-//! | log-probabilities of responses, from a model's logits | [`logps`] |
+//! | pairs as one row of tokens without padding, each prompt once | [`packed`] |
+//! | log-probabilities of responses, from hidden states or logits | [`logps`] |
 //! | a checked batch of pairs and the columns that losses read | [`pairs`] |
 //! | losses, regularisers and how they combine | [`loss`] |
 //! | reward models | [`reward`] |
 //! | metrics | [`diagnostics`] |
 //! | steps and loops | [`train`] |
+//! | operations with a backward pass of their own, checkpointing | [`autograd`] |
+//! | which of libtorch's f32 products to use | [`matmul`] |
 //!
 //! A loss is a small `Copy` value that holds numbers; its [`per_pair`](PreferenceLoss::per_pair) gives `[batch]`. Reference
 //! log-probabilities and reward scores are data by the time a loss sees them: compute them once.
@@ -53,11 +56,15 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
 
+pub mod autograd;
 pub mod diagnostics;
 pub mod domain;
 mod error;
 pub mod logps;
 pub mod loss;
+pub mod matmul;
+mod native;
+pub mod packed;
 pub mod pairs;
 pub mod reward;
 pub mod train;

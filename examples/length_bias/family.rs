@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Size,
     support::stories::{self, ASSETS},
-    tensors::Sequences,
+    tensors,
     world::{Pair, World},
 };
 
@@ -41,20 +41,14 @@ pub struct Member {
     pub quality: Quality,
 }
 
-fn sequences(pairs: &[&Pair], device: Device) -> Sequences {
-    let chosen = pairs.iter().map(|p| (p.opening.as_slice(), p.chosen.as_slice()));
-    let rejected = pairs.iter().map(|p| (p.opening.as_slice(), p.rejected.as_slice()));
-    Sequences::new(chosen.chain(rejected), device)
-}
-
 /// Trains a reward model on some of the pairs and scores all of them.
 pub fn train(world: &World, data: &[usize], size: &Size, seed: u64, device: Device) -> Result<Member> {
     tch::manual_seed(seed as i64);
     let (store, gpt) = stories::load(ASSETS.as_ref(), device)?;
     let head = ScalarHead::new(&(store.root() / "reward"), gpt.config.width);
     let scores = |pairs: &[&Pair]| -> prefopt::Result<RewardScores> {
-        let halves = sequences(pairs, device).last_hidden(&gpt).chunk(2, 0);
-        head.pair_scores(&halves[0], &halves[1])
+        let [chosen, rejected] = tensors::last_hidden(&gpt, &tensors::row(pairs.iter().copied(), false, device)?)?;
+        head.pair_scores(&chosen, &rejected)
     };
     let steps = (size.reward_epochs * data.len() / BATCH) as u64;
     let optimizer = AdamW::new(store.trainable_variables(), AdamWConfig::new((0.9, 0.999), 1e-8, 0.05)?)?;
@@ -120,10 +114,8 @@ pub fn reference_logps(world: &World, device: Device) -> Result<[Vec<f32>; 3]> {
     let (_store, gpt) = stories::load(ASSETS.as_ref(), device)?;
     let mut columns = [Vec::new(), Vec::new(), Vec::new()];
     for chunk in world.pairs.chunks(256) {
-        let sides: [fn(&Pair) -> &Vec<i64>; 3] = [|p| &p.chosen, |p| &p.rejected, |p| &p.sample];
-        for (column, side) in columns.iter_mut().zip(sides) {
-            let rows = chunk.iter().map(|p| (p.opening.as_slice(), side(p).as_slice()));
-            let logps = Sequences::new(rows, device).logps(&gpt)?;
+        let logps = tensors::logps(&gpt, &tensors::row(chunk, true, device)?, true)?;
+        for (column, logps) in columns.iter_mut().zip(logps) {
             column.extend(Vec::<f32>::try_from(logps.to_kind(Kind::Float))?);
         }
     }

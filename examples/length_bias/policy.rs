@@ -5,7 +5,9 @@ use std::{cell::RefCell, rc::Rc};
 use anyhow::Result;
 use prefopt::{
     PreferenceBatch, ResponseTable, RewardScores,
+    logps::response_logps_of,
     loss::PessimisticDistillation,
+    packed::PackedRow,
     train::{AdamW, AdamWConfig, Descent, PolicyTrainer, Trainer, Warmup},
 };
 use rand::{SeedableRng, seq::SliceRandom};
@@ -22,7 +24,7 @@ use crate::{
         sampling::sample,
         stories::{self, ASSETS},
     },
-    tensors::Sequences,
+    tensors,
     world::{LONGEST, World},
 };
 
@@ -146,13 +148,8 @@ fn batch(
     pairs: &[usize],
     device: Device,
 ) -> prefopt::Result<PreferenceBatch> {
-    let all = |side: fn(&crate::world::Pair) -> &Vec<i64>| {
-        pairs.iter().map(move |&i| &setting.world.pairs[i]).map(move |p| (p.opening.as_slice(), side(p).as_slice()))
-    };
-    let rows = all(|p| &p.chosen).chain(all(|p| &p.rejected));
-    let sequences =
-        if anchored { Sequences::new(rows.chain(all(|p| &p.sample)), device) } else { Sequences::new(rows, device) };
-    let mut parts = sequences.logps(gpt)?.split(pairs.len() as i64, 0).into_iter();
+    let row = tensors::row(pairs.iter().map(|&i| &setting.world.pairs[i]), anchored, device)?;
+    let mut parts = tensors::logps(gpt, &row, anchored)?.into_iter();
     let mut next = || parts.next().unwrap_or_else(|| Tensor::zeros([0], (Kind::Float, device)));
     let logps = family::against(&setting.reference, pairs, next(), next())?;
     let mut batch = PreferenceBatch::new(logps);
@@ -187,9 +184,10 @@ pub fn judge(setting: &Setting, gpt: &Gpt, openings: &[Vec<i64>], device: Device
     let prompts: Vec<&[i64]> = openings.iter().map(Vec::as_slice).collect();
     let responses = sample(gpt, &prompts, LONGEST, &mut rng, device)?;
     let (gold, length) = world.judge(&responses)?;
-    let sequences = Sequences::new(prompts.iter().copied().zip(responses.iter().map(Vec::as_slice)), device);
+    let row = PackedRow::sequences(prompts.iter().copied().zip(responses.iter().map(Vec::as_slice)), device)?;
     let (_store, reference) = stories::load(ASSETS.as_ref(), device)?;
-    let kl = (sequences.logps(gpt)? - sequences.logps(&reference)?).mean(Kind::Double).double_value(&[]);
+    let [own, of_reference] = [response_logps_of(gpt, &row)?.sums, response_logps_of(&reference, &row)?.sums];
+    let kl = (own - of_reference).mean(Kind::Double).double_value(&[]);
     let texts = prompts.iter().zip(&responses).take(SHOWN).map(|(prompt, response)| {
         Ok((stories::decode(&world.tokenizer, prompt)?, stories::decode(&world.tokenizer, response)?))
     });

@@ -1,5 +1,10 @@
 //! A small GPT-2: learned positions, layer norm before each block, GELU, the embedding as vocabulary head.
 
+use prefopt::{
+    Error, Result,
+    logps::{Decoder, VocabularyHead},
+    packed::{PackedRow, Readout},
+};
 use tch::{
     Kind, Tensor,
     nn::{self, Module},
@@ -58,23 +63,68 @@ impl Block {
         }
     }
 
-    /// `[batch, time, width]` to the same; `mask` `[batch, 1, time, read]` is what each token may see, all before it without one.
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>, cache: Option<&mut (Tensor, Tensor)>) -> Tensor {
+    /// `[batch, time, width]` to the same, after what the cache holds; `mask` `[batch, 1, time, read]` is what each token may see.
+    fn read(&self, x: &Tensor, mask: &Tensor, (keys, values): &mut (Tensor, Tensor)) -> Tensor {
         let size = x.size();
         let (batch, time, width) = (size[0], size[1], size[2]);
         let split = |part: &Tensor| part.view([batch, time, self.heads, width / self.heads]).transpose(1, 2);
         let parts = self.attention_in.forward(&self.norm1.forward(x)).chunk(3, -1);
-        let (query, mut key, mut value) = (split(&parts[0]), split(&parts[1]), split(&parts[2]));
-        if let Some((keys, values)) = cache {
-            key = Tensor::cat(&[&*keys, &key], 2);
-            value = Tensor::cat(&[&*values, &value], 2);
-            (*keys, *values) = (key.shallow_clone(), value.shallow_clone());
-        }
-        let seen = Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, mask.is_none(), None, false);
-        let seen = seen.transpose(1, 2).reshape([batch, time, width]);
-        let x = x + self.attention_out.forward(&seen);
+        *keys = Tensor::cat(&[&*keys, &split(&parts[1])], 2);
+        *values = Tensor::cat(&[&*values, &split(&parts[2])], 2);
+        let seen =
+            Tensor::scaled_dot_product_attention(&split(&parts[0]), keys, values, Some(mask), 0.0, false, None, false);
+        self.after_attention(x, &seen.transpose(1, 2).reshape([batch, time, width]))
+    }
+
+    /// Packed tokens `[tokens, width]` to those of `readout`: a last layer has no use for the others, beyond their keys and values.
+    fn packed(&self, x: &Tensor, readout: &Readout) -> Result<Tensor> {
+        let width = x.size()[1];
+        let head_width = width / self.heads;
+        let normed = self.norm1.forward(x);
+        let project = |x: &Tensor, first: i64, parts: i64| {
+            let (weight, bias) = (&self.attention_in.ws, self.attention_in.bs.as_ref());
+            let rows = |tensor: &Tensor| tensor.narrow(0, first * width, parts * width);
+            x.linear(&rows(weight), bias.map(rows))
+        };
+        let split = |part: &Tensor| part.view([-1, self.heads, head_width]);
+        let query = project(&readout.select(&normed), 0, 1);
+        let rest = project(&normed, 1, 2).chunk(2, -1);
+        let scale = (head_width as f64).sqrt().recip();
+        let seen =
+            readout.attend(&split(&query), &split(&rest[0].contiguous()), &split(&rest[1].contiguous()), scale)?;
+        Ok(self.after_attention(&readout.select(x), &seen.reshape([-1, width])))
+    }
+
+    fn after_attention(&self, x: &Tensor, seen: &Tensor) -> Tensor {
+        let x = x + self.attention_out.forward(seen);
         let up = self.up.forward(&self.norm2.forward(&x)).gelu("tanh");
         x + self.down.forward(&up)
+    }
+}
+
+impl Decoder for Gpt {
+    fn hidden(&self, row: &PackedRow, readout: &Readout) -> Result<Tensor> {
+        let longest = row.positions().max().int64_value(&[]) + 1;
+        if longest > self.config.context {
+            let (expected, found) = (self.config.context, longest);
+            return Err(Error::Length {
+                tensor: "positions",
+                shape: "[tokens]",
+                dimension: "context",
+                expected,
+                found,
+            });
+        }
+        let mut x = self.embedding.forward(row.tokens()) + self.positions.forward(row.positions());
+        let last = self.blocks.len() - 1;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.packed(&x, if i < last { row.everything() } else { readout })?;
+        }
+        Ok(self.norm.forward(&x))
+    }
+
+    fn head(&self) -> Result<VocabularyHead> {
+        VocabularyHead::new(&self.embedding.ws)
     }
 }
 
@@ -100,13 +150,6 @@ impl Gpt {
         }
     }
 
-    /// Hidden states `[batch, time, width]` of right-padded tokens `[batch, time]`.
-    pub fn hidden(&self, tokens: &Tensor) -> Tensor {
-        let positions = Tensor::arange(tokens.size()[1], (Kind::Int64, tokens.device()));
-        let x = self.embedding.forward(tokens) + self.positions.forward(&positions);
-        self.norm.forward(&self.blocks.iter().fold(x, |x, block| block.forward(&x, None, None)))
-    }
-
     /// Logits `[.., vocab]` of hidden states `[.., width]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         hidden.matmul(&self.embedding.ws.tr())
@@ -125,7 +168,7 @@ impl Gpt {
     pub fn read(&self, tokens: &Tensor, positions: &Tensor, mask: &Tensor, cache: &mut Cache) -> Tensor {
         let mut x = self.embedding.forward(tokens) + self.positions.forward(positions);
         for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward(&x, Some(mask), Some(cache));
+            x = block.read(&x, mask, cache);
         }
         self.logits(&self.norm.forward(&x.select(1, -1)))
     }

@@ -27,6 +27,14 @@ impl<L: PreferenceLoss, T: PreferenceLoss> PreferenceLoss for Plus<L, T> {
         let weight = Weight::new(self.weight)?.get();
         Ok(self.loss.per_pair(batch)? + self.term.per_pair(batch)? * weight)
     }
+
+    fn is_coupled(&self) -> bool {
+        self.loss.is_coupled() || self.term.is_coupled()
+    }
+
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        Ok(Box::new(Plus::new(self.loss.settled(whole)?, self.weight, self.term.settled(whole)?)))
+    }
 }
 
 /// `loss` with each pair scaled by `weight(batch)`: see [`PreferenceLoss::weighted_by`].
@@ -57,6 +65,17 @@ impl<L: PreferenceLoss, F: Fn(&PreferenceBatch) -> Tensor> PreferenceLoss for We
             .length(0, "batch", batch.len())?
             .device(batch.logps().chosen().device())?;
         Ok(self.loss.per_pair(batch)? * weight)
+    }
+
+    fn is_coupled(&self) -> bool {
+        self.loss.is_coupled()
+    }
+
+    /// The closure goes on to see the batch that it is given: one that compares pairs sees a part alone.
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        // As a trait object: `&F` would make a new type, and that one the next.
+        let weight: &'a dyn Fn(&PreferenceBatch) -> Tensor = &self.weight;
+        Ok(Box::new(WeightedBy::new(self.loss.settled(whole)?, weight)))
     }
 }
 

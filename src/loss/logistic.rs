@@ -46,7 +46,7 @@ impl Dpo {
 impl PreferenceLoss for Dpo {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         let (logits, flip) = (batch.logps().log_ratio_margin() * self.beta.get(), self.flip_rate.get());
-        let kept = -logits.log_sigmoid() * (1.0 - flip);
+        let kept = logits.log_sigmoid() * (flip - 1.0);
         Ok(if flip == 0.0 { kept } else { kept - (-logits).log_sigmoid() * flip })
     }
 }

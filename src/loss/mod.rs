@@ -55,6 +55,21 @@ pub trait PreferenceLoss: Debug {
         Ok(batch.weighted_mean(&self.per_pair(batch)?))
     }
 
+    /// Whether a pair's loss depends on the other pairs of its batch: a minimum over the batch or the hull does, and what is made of them.
+    fn is_coupled(&self) -> bool {
+        false
+    }
+
+    /// This loss with what couples the pairs of `whole` decided: on any part of it, its loss of a pair and that loss's gradient are those
+    /// which this loss has on `whole`. What gradient accumulation needs; without coupling it is the loss itself.
+    ///
+    /// # Errors
+    /// Those of [`per_pair`](Self::per_pair).
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        let _ = whole;
+        Ok(Box::new(self))
+    }
+
     /// This loss + `weight` · `term`.
     fn plus<T: PreferenceLoss>(self, weight: f64, term: T) -> Plus<Self, T>
     where
@@ -76,10 +91,34 @@ impl<L: PreferenceLoss + ?Sized> PreferenceLoss for &L {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         (**self).per_pair(batch)
     }
+
+    fn mean(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        (**self).mean(batch)
+    }
+
+    fn is_coupled(&self) -> bool {
+        (**self).is_coupled()
+    }
+
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        (**self).settled(whole)
+    }
 }
 
 impl<L: PreferenceLoss + ?Sized> PreferenceLoss for Box<L> {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         (**self).per_pair(batch)
+    }
+
+    fn mean(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        (**self).mean(batch)
+    }
+
+    fn is_coupled(&self) -> bool {
+        (**self).is_coupled()
+    }
+
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        (**self).settled(whole)
     }
 }

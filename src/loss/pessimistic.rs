@@ -72,7 +72,7 @@ impl PessimisticDistillation {
     /// [`MissingColumn`](Error::MissingColumn) without rewards.
     pub fn best_member(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        Ok(batch.weighted_mean(&self.per_member(batch)?).argmin(0, false))
+        Ok(best_of(batch, &self.per_member(batch)?))
     }
 
     /// The simplex weights w of [`Minimum::Hull`] on this batch, `[members]`, detached, in f64.
@@ -92,19 +92,31 @@ impl PessimisticDistillation {
         Ok(Tensor::from_slice(&solution).to_device(residuals.device()))
     }
 
-    fn residuals(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+    /// Δr, `[members, batch]`, and βh, `[batch]`.
+    fn sides(&self, batch: &PreferenceBatch) -> Result<(Tensor, Tensor)> {
         let margins = batch.require_rewards("PessimisticDistillation")?.margins();
-        Ok(margins - batch.logps().log_ratio_margin() * self.beta.get())
+        Ok((margins, batch.logps().log_ratio_margin() * self.beta.get()))
     }
+
+    fn residuals(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let (margins, scaled) = self.sides(batch)?;
+        Ok(margins - scaled)
+    }
+}
+
+/// Index of the member of smallest mean loss, a scalar, from `[members, batch]`.
+fn best_of(batch: &PreferenceBatch, losses: &Tensor) -> Tensor {
+    batch.weighted_mean(losses).argmin(0, false)
 }
 
 impl PreferenceLoss for PessimisticDistillation {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         match self.minimum {
+            // Chosen without a graph, so that the graph is that of one member.
             Minimum::Batch => {
-                let losses = self.per_member(batch)?;
-                let best = batch.weighted_mean(&losses.detach()).argmin(0, true);
-                Ok(losses.f_index_select(0, &best)?.squeeze_dim(0))
+                let (margins, scaled) = self.sides(batch)?;
+                let best = best_of(batch, &(&margins - scaled.detach()).square());
+                Ok((margins.f_index_select(0, &best)?.squeeze_dim(0) - scaled).square())
             }
             // `min_dim` gives a tie's gradient to one member; `amin` would split it.
             Minimum::Pair => Ok(self.per_member(batch)?.min_dim(0, false).0),
@@ -123,5 +135,36 @@ impl PreferenceLoss for PessimisticDistillation {
                 Ok(weights.unsqueeze(0).f_matmul(&residuals)?.squeeze_dim(0).square())
             }
         }
+    }
+
+    fn is_coupled(&self) -> bool {
+        matches!(self.minimum, Minimum::Batch | Minimum::Hull)
+    }
+
+    fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
+        Ok(match self.minimum {
+            Minimum::Batch => {
+                let member = self.best_member(whole)?.int64_value(&[]);
+                Box::new(self.with_minimum(Minimum::Dataset { member }))
+            }
+            Minimum::Hull => Box::new(Mixture { beta: self.beta, weights: Vec::try_from(self.hull_weights(whole)?)? }),
+            Minimum::Pair | Minimum::Dataset { .. } => Box::new(self),
+        })
+    }
+}
+
+/// Distillation of one mixture of the family: (Σ_i w_i Δr_i − βh)², what the hull is once its weights are known.
+#[derive(Debug)]
+struct Mixture {
+    beta: Beta,
+    weights: Vec<f64>,
+}
+
+impl PreferenceLoss for Mixture {
+    fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
+        let h = batch.logps().log_ratio_margin();
+        let weights = Tensor::from_slice(&self.weights).to_kind(h.kind()).to_device(h.device());
+        let margin = batch.require_rewards("PessimisticDistillation")?.mixed(&weights)?.margins().squeeze_dim(0);
+        Ok((margin - h * self.beta.get()).square())
     }
 }

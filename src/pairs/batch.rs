@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{PairLogps, ResponseLengths, ResponseTable, RewardScores, check::Named};
 use crate::{Error, Result};
@@ -133,6 +133,49 @@ impl PreferenceBatch {
         Ok(self)
     }
 
+    /// The pairs of several batches, one after the other.
+    ///
+    /// # Errors
+    /// [`Empty`](Error::Empty) for none, [`UnevenColumn`](Error::UnevenColumn) when only some have a column,
+    /// [`Length`](Error::Length) when families differ in size; libtorch's when devices or numbers of samples differ.
+    pub fn concatenated(parts: &[Self]) -> Result<Self> {
+        if parts.is_empty() {
+            return Err(Error::Empty { tensor: "chosen_logps", shape: "[batch]" });
+        }
+        let rewards = column(parts, "rewards", |part| part.rewards.as_ref().map(RewardScores::detached))?;
+        let lengths = column(parts, "lengths", |part| part.lengths.as_ref())?;
+        let samples = column(parts, "reference_samples", |part| part.reference_samples.as_ref())?;
+        let all = column(parts, "all_responses", |part| part.all_responses.as_ref())?;
+        let vector = |found: Option<Vec<&Tensor>>| found.map(|found| Tensor::f_cat(&found, 0)).transpose();
+        Ok(Self {
+            logps: PairLogps::concatenated(&parts.iter().map(Self::logps).collect::<Vec<_>>())?,
+            rewards: rewards.map(|found| RewardScores::concatenated(&found)).transpose()?,
+            weights: vector(column(parts, "weights", |part| part.weights.as_ref())?)?,
+            soft_labels: vector(column(parts, "soft_labels", |part| part.soft_labels.as_ref())?)?,
+            lengths: lengths.map(|found| ResponseLengths::concatenated(&found)).transpose()?,
+            reference_samples: samples.map(|found| ResponseTable::concatenated(&found)).transpose()?,
+            all_responses: all.map(|found| ResponseTable::concatenated(&found)).transpose()?,
+        })
+    }
+
+    /// The same numbers without a path to the policy.
+    pub(crate) fn detached(self) -> Self {
+        Self {
+            logps: self.logps.detached(),
+            reference_samples: self.reference_samples.map(ResponseTable::detached),
+            all_responses: self.all_responses.map(ResponseTable::detached),
+            ..self
+        }
+    }
+
+    /// Σ w over the pairs, or their number without weights: what a mean over this batch counts for in a mean over several.
+    pub fn total_weight(&self) -> f64 {
+        match &self.weights {
+            Some(weights) => weights.sum(Kind::Double).double_value(&[]),
+            None => self.len() as f64,
+        }
+    }
+
     /// Number of pairs.
     #[allow(clippy::len_without_is_empty)] // never empty: refused at construction
     pub fn len(&self) -> i64 {
@@ -212,5 +255,19 @@ impl PreferenceBatch {
             Some(w) => (values * w).sum_dim_intlist([-1].as_slice(), false, values.kind()) / w.sum(w.kind()),
             None => values.mean_dim([-1].as_slice(), false, values.kind()),
         }
+    }
+}
+
+/// A column of all parts, `None` when none has it.
+fn column<'a, T>(
+    parts: &'a [PreferenceBatch],
+    column: &'static str,
+    of: impl Fn(&'a PreferenceBatch) -> Option<T>,
+) -> Result<Option<Vec<T>>> {
+    let found: Vec<T> = parts.iter().filter_map(of).collect();
+    match found.len() {
+        0 => Ok(None),
+        n if n == parts.len() => Ok(Some(found)),
+        _ => Err(Error::UnevenColumn { column }),
     }
 }

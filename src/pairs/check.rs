@@ -70,6 +70,16 @@ impl<'a> Named<'a> {
         if found == expected { Ok(self) } else { Err(Error::Device { tensor: self.name, expected, found }) }
     }
 
+    /// The kind of another tensor that it is multiplied with.
+    pub fn kind_of(self, other: &Tensor) -> Result<Self> {
+        let found = self.tensor.kind();
+        if found == other.kind() {
+            Ok(self)
+        } else {
+            Err(Error::KindOf { tensor: self.name, expected: other.kind(), found })
+        }
+    }
+
     /// Same size along the last axis, same device and same kind as the first tensor of its batch.
     pub fn like(self, first: &Tensor) -> Result<Self> {
         let axis = self.tensor.dim() - 1;

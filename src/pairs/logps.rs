@@ -66,6 +66,20 @@ impl PairLogps {
         self.chosen_log_ratio() - self.rejected_log_ratio()
     }
 
+    pub(super) fn concatenated(parts: &[&Self]) -> Result<Self> {
+        let side = |side: fn(&Self) -> &Tensor| cat(parts.iter().map(|part| side(part)));
+        Ok(Self {
+            chosen: side(Self::chosen)?,
+            rejected: side(Self::rejected)?,
+            ref_chosen: side(Self::ref_chosen)?,
+            ref_rejected: side(Self::ref_rejected)?,
+        })
+    }
+
+    pub(super) fn detached(self) -> Self {
+        Self { chosen: self.chosen.detach(), rejected: self.rejected.detach(), ..self }
+    }
+
     /// Number of pairs.
     pub fn batch(&self) -> i64 {
         self.chosen.size()[0]
@@ -124,6 +138,13 @@ impl ResponseLengths {
         Ok(Self { chosen, rejected })
     }
 
+    pub(super) fn concatenated(parts: &[&Self]) -> Result<Self> {
+        Ok(Self {
+            chosen: cat(parts.iter().map(|part| &part.chosen))?,
+            rejected: cat(parts.iter().map(|part| &part.rejected))?,
+        })
+    }
+
     /// Tokens of y_w, `[batch]`.
     pub fn chosen(&self) -> &Tensor {
         &self.chosen
@@ -165,6 +186,17 @@ impl ResponseTable {
         Ok(Self { policy, reference: reference.detach() })
     }
 
+    pub(super) fn concatenated(parts: &[&Self]) -> Result<Self> {
+        Ok(Self {
+            policy: cat(parts.iter().map(|part| &part.policy))?,
+            reference: cat(parts.iter().map(|part| &part.reference))?,
+        })
+    }
+
+    pub(super) fn detached(self) -> Self {
+        Self { policy: self.policy.detach(), ..self }
+    }
+
     /// log π(y), `[batch, responses]`.
     pub fn policy(&self) -> &Tensor {
         &self.policy
@@ -174,4 +206,9 @@ impl ResponseTable {
     pub fn reference(&self) -> &Tensor {
         &self.reference
     }
+}
+
+/// One after the other along the batch.
+fn cat<'a>(parts: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    Ok(Tensor::f_cat(&parts.collect::<Vec<_>>(), 0)?)
 }

@@ -93,6 +93,29 @@ impl RewardScores {
         self.map(|scores| scores / &scale)
     }
 
+    /// The pairs of several, one after the other.
+    ///
+    /// # Errors
+    /// [`Empty`](Error::Empty) for none, [`Length`](Error::Length) when the number of members differs.
+    pub fn concatenated(parts: &[Self]) -> Result<Self> {
+        let members = parts.first().ok_or(Error::Empty { tensor: "chosen_scores", shape: SHAPE })?.members();
+        for part in parts {
+            Named::matrix("chosen_scores", SHAPE, part.chosen()).length(0, "members", members)?;
+        }
+        let side = |side: fn(&Self) -> &Tensor| Tensor::f_cat(&parts.iter().map(side).collect::<Vec<_>>(), 1);
+        Ok(Self { chosen: side(Self::chosen)?, rejected: side(Self::rejected)? })
+    }
+
+    /// One mixture of the members, Σ_m w_m r_m, as a family of one, `[1, batch]`. `weights` `[members]` of the scores' kind.
+    ///
+    /// # Errors
+    /// [`Rank`](Error::Rank), [`Length`](Error::Length), [`Device`](Error::Device) or [`KindOf`](Error::KindOf).
+    pub fn mixed(&self, weights: &Tensor) -> Result<Self> {
+        let named = Named::matrix("weights", "[members]", weights).rank(1)?.length(0, "members", self.members())?;
+        named.device(self.chosen.device())?.kind_of(&self.chosen)?;
+        Ok(self.map(|scores| weights.unsqueeze(0).matmul(scores)))
+    }
+
     /// Some of the pairs, by their indices `[n]` of Int64.
     ///
     /// # Errors

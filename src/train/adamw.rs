@@ -1,9 +1,10 @@
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
     domain::{Decay, Epsilon, WeightDecay},
+    native::{self, AdamWStep},
 };
 
 /// Numbers of [`AdamW`] other than the learning rate.
@@ -31,16 +32,18 @@ impl AdamWConfig {
 
 /// Adam with decoupled weight decay, over any tensors that require a gradient.
 ///
-/// m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − η(λθ + m̂/(√v̂ + ε)) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
+/// m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − η(λθ + m̂/(√v̂ + ε)) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ), in libtorch's fused kernel:
+/// one pass over θ, g, m and v. t counts the updates of each parameter. State is kept in plain tensors.
 ///
-/// Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form. State is kept in plain tensors.
+/// Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form.
 #[derive(Debug)]
 pub struct AdamW {
     parameters: Vec<Tensor>,
     first: Vec<Tensor>,
     second: Vec<Tensor>,
+    /// t of each parameter, a scalar of f32 as the kernel wants it.
+    steps: Vec<Tensor>,
     config: AdamWConfig,
-    steps: i32,
 }
 
 impl AdamW {
@@ -51,8 +54,9 @@ impl AdamW {
         if parameters.is_empty() {
             return Err(Error::NothingToTrain("the list of parameters"));
         }
-        let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
-        Ok(Self { first: zeros(), second: zeros(), parameters, config, steps: 0 })
+        let zeros = || parameters.iter().map(|p| p.detach().contiguous().zeros_like()).collect();
+        let steps = parameters.iter().map(|p| Tensor::zeros([0_i64; 0], (Kind::Float, p.device()))).collect();
+        Ok(Self { first: zeros(), second: zeros(), steps, parameters, config })
     }
 
     /// The tensors that it trains.
@@ -65,30 +69,75 @@ impl AdamW {
         self.parameters.iter_mut().for_each(Tensor::zero_grad);
     }
 
-    /// One update at this learning rate, with each gradient that `backward` has left multiplied by `scale` first.
-    pub fn step(&mut self, learning_rate: f64, scale: f64) {
+    /// One update at this learning rate, with each gradient that `backward` has left multiplied by `scale` first, in place.
+    ///
+    /// # Errors
+    /// libtorch's, if it refuses a gradient.
+    pub fn step(&mut self, learning_rate: f64, scale: f64) -> Result<()> {
         let gradients: Vec<_> = self.parameters.iter().map(Tensor::grad).collect();
-        self.apply(&gradients, learning_rate, scale);
+        self.apply(gradients, learning_rate, scale)
     }
 
-    /// The same with gradients at hand, one for each parameter. A parameter whose gradient is undefined stays as it is.
-    pub(super) fn apply(&mut self, gradients: &[Tensor], learning_rate: f64, scale: f64) {
+    /// The same with gradients at hand, one for each parameter, which may be overwritten. A parameter whose gradient is undefined stays as it is.
+    pub(super) fn apply(&mut self, mut gradients: Vec<Tensor>, learning_rate: f64, scale: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        self.steps += 1;
-        let (beta1, beta2) = (self.config.beta1.get(), self.config.beta2.get());
-        let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        let moments = self.first.iter_mut().zip(&mut self.second);
-        for ((parameter, gradient), (m, v)) in self.parameters.iter_mut().zip(gradients).zip(moments) {
-            if !gradient.defined() {
-                continue;
+        separate(&mut gradients);
+        let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
+        let numbers = AdamWStep {
+            rate: learning_rate,
+            betas: (beta1.get(), beta2.get()),
+            decay: weight_decay.get(),
+            epsilon: epsilon.get(),
+            scale,
+        };
+        let places: Vec<_> = self.parameters.iter().map(|p| (p.device(), p.kind())).collect();
+        let mut rest: Vec<usize> = (0..gradients.len()).filter(|&i| gradients[i].defined()).collect();
+        // The kernel takes lists of one device and one kind.
+        while let Some(&one) = rest.first() {
+            let (alike, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(|&i| places[i] == places[one]);
+            // A parameter laid out in another order is updated in a copy.
+            let dense: Vec<Tensor> = alike.iter().map(|&i| self.parameters[i].detach().contiguous()).collect();
+            let lists = [
+                dense.iter().collect(),
+                of(&gradients, &alike),
+                of(&self.first, &alike),
+                of(&self.second, &alike),
+                of(&self.steps, &alike),
+            ];
+            native::fused_adamw(lists.each_ref().map(Vec::as_slice), &numbers)?;
+            for (&i, updated) in alike.iter().zip(&dense) {
+                if updated.data_ptr() != self.parameters[i].data_ptr() {
+                    self.parameters[i].copy_(updated);
+                }
             }
-            let gradient = if scale == 1.0 { gradient.shallow_clone() } else { gradient * scale };
-            let _ = m.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
-            let _ = v.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
-            let denominator = (&*v / bias2).sqrt_() + self.config.epsilon.get();
-            let _ = parameter.g_mul_scalar_(1.0 - learning_rate * self.config.weight_decay.get());
-            let _ = parameter.g_sub_(&(&*m * (learning_rate / bias1) / denominator));
+            rest = others;
         }
+        Ok(())
+    }
+}
+
+fn of<'a>(list: &'a [Tensor], indices: &[usize]) -> Vec<&'a Tensor> {
+    indices.iter().map(|&i| &list[i]).collect()
+}
+
+/// Makes gradients dense, and copies those that share memory with another: the engine may hand the same tensor to two parameters, or a
+/// view of one's to the other, and each will be scaled in place.
+fn separate(gradients: &mut [Tensor]) {
+    let mut spans = Vec::with_capacity(gradients.len());
+    for (i, gradient) in gradients.iter_mut().enumerate().filter(|(_, gradient)| gradient.defined()) {
+        if !gradient.is_contiguous() {
+            *gradient = gradient.contiguous();
+        }
+        let start = gradient.data_ptr() as usize;
+        spans.push((start, start + gradient.numel() * gradient.kind().elt_size_in_bytes(), i));
+    }
+    spans.sort_unstable();
+    let mut reached = 0;
+    for (start, end, i) in spans {
+        if start < reached {
+            gradients[i] = gradients[i].copy();
+        }
+        reached = reached.max(end);
     }
 }
 

@@ -6,7 +6,8 @@ use super::{AdamW, Constant, Schedule, StepReport, scalar};
 use crate::{
     Error, Result,
     diagnostics::Metrics,
-    domain::{LearningRate, MaxNorm},
+    domain::{LearningRate, MaxNorm, PartWeight},
+    native,
 };
 
 /// From a loss to moved parameters: backward, check, clip, update. What every trainer stands on, and of use in one's own loop.
@@ -16,6 +17,18 @@ pub struct Descent {
     schedule: Box<dyn Schedule + Send>,
     max_norm: Option<MaxNorm>,
     step: u64,
+    pending: Option<Pending>,
+}
+
+/// What the parts of a step have said so far.
+struct Pending {
+    /// Σ weight · gradient; undefined where no part has reached a parameter.
+    gradients: Vec<Tensor>,
+    /// Σ weight · loss.
+    loss: f64,
+    weight: f64,
+    /// Whether the gradients are sums made here, and not what the engine handed out.
+    summed: bool,
 }
 
 impl fmt::Debug for Descent {
@@ -40,6 +53,7 @@ impl Descent {
             schedule: Box::new(Constant),
             max_norm: Some(MaxNorm::new(1.0)?),
             step: 0,
+            pending: None,
         })
     }
 
@@ -63,36 +77,87 @@ impl Descent {
     /// [`NonFinite`](Error::NonFinite) for a loss or gradient norm that is not finite and [`Disconnected`](Error::Disconnected) for a loss
     /// that reaches no parameter: in both cases before any parameter, moment or step count changes.
     pub fn descend(&mut self, loss: &Tensor) -> Result<f64> {
-        Ok(self.update(loss, Metrics::default())?.grad_norm)
+        self.begin(loss)?;
+        Ok(self.finish()?.grad_norm)
     }
 
-    /// The same for a trainer, whose report carries what it measured before the update.
-    pub(super) fn update(&mut self, loss: &Tensor, metrics: Metrics) -> Result<StepReport> {
-        let step = self.step + 1;
-        let value = finite("loss", step, scalar(loss)?)?;
+    /// Forgets the parts so far.
+    pub(super) fn forget(&mut self) {
+        self.pending = None;
+    }
+
+    /// Forgets the parts so far and takes this loss for the whole of the step.
+    pub(super) fn begin(&mut self, loss: &Tensor) -> Result<()> {
+        self.forget();
+        self.accumulate(loss, 1.0)
+    }
+
+    /// Backward through the loss of a part of a step. The update, by [`finish`](Self::finish), goes down the gradient of
+    /// Σ weight · loss / Σ weight over the parts: with means over pairs as losses and numbers of pairs as weights that is the mean over all
+    /// pairs.
+    ///
+    /// # Errors
+    /// As [`descend`](Self::descend), and [`Domain`](Error::Domain) unless the weight is positive and finite; the parts so far are
+    /// forgotten.
+    pub fn accumulate(&mut self, loss: &Tensor, weight: f64) -> Result<()> {
+        let so_far = self.pending.take();
+        let weight = PartWeight::new(weight)?.get();
+        let value = finite("loss", self.step + 1, scalar(loss)?)?;
         if !loss.requires_grad() {
             return Err(Error::Disconnected);
         }
+        let weighted = if weight == 1.0 { loss.shallow_clone() } else { loss * weight };
         // Not `backward`, which adds to what is there: a parameter that this loss does not reach must stay, not be moved by zeros.
-        let gradients = Tensor::f_run_backward(&[loss], self.optimizer.parameters(), false, false)?;
-        let grad_norm = finite("gradient norm", step, norm(&gradients)?)?;
-        let scale = self.max_norm.map_or(1.0, |max| (max.get() / (grad_norm + 1e-6)).min(1.0));
+        let gradients = Tensor::f_run_backward(&[&weighted], self.optimizer.parameters(), false, false)?;
+        self.pending = Some(match so_far {
+            None => Pending { gradients, loss: value * weight, weight, summed: false },
+            Some(mut so_far) => {
+                let _no_grad = tch::no_grad_guard();
+                for (sum, gradient) in so_far.gradients.iter_mut().zip(gradients) {
+                    match (sum.defined(), gradient.defined()) {
+                        (true, true) if so_far.summed => *sum = sum.f_add_(&gradient)?,
+                        // Not in place: the engine may have handed one tensor to several parameters.
+                        (true, true) => *sum = sum.f_add(&gradient)?,
+                        (false, true) => *sum = gradient.copy(),
+                        (true, false) if !so_far.summed => *sum = sum.copy(),
+                        (_, false) => {}
+                    }
+                }
+                Pending { loss: so_far.loss + value * weight, weight: so_far.weight + weight, summed: true, ..so_far }
+            }
+        });
+        Ok(())
+    }
+
+    /// The update for the parts given to [`accumulate`](Self::accumulate) since the last one.
+    ///
+    /// # Errors
+    /// [`NonFinite`](Error::NonFinite) or [`Disconnected`](Error::Disconnected) as in [`descend`](Self::descend);
+    /// [`NothingAccumulated`](Error::NothingAccumulated) without a part.
+    pub fn finish(&mut self) -> Result<StepReport> {
+        self.update(Metrics::default())
+    }
+
+    /// The same for a trainer, whose report carries what it measured before the update.
+    pub(super) fn update(&mut self, metrics: Metrics) -> Result<StepReport> {
+        let step = self.step + 1;
+        let Pending { gradients, loss, weight, .. } = self.pending.take().ok_or(Error::NothingAccumulated)?;
+        let grad_norm = finite("gradient norm", step, norm(&gradients)? / weight)?;
+        let clip = self.max_norm.map_or(1.0, |max| (max.get() / (grad_norm + 1e-6)).min(1.0));
         let learning_rate = self.learning_rate.get() * self.schedule.factor(step);
-        self.optimizer.apply(&gradients, learning_rate, scale);
+        self.optimizer.apply(gradients, learning_rate, clip / weight)?;
         self.step = step;
-        Ok(StepReport { step, loss: value, grad_norm, learning_rate, metrics })
+        Ok(StepReport { step, loss: loss / weight, grad_norm, learning_rate, metrics })
     }
 }
 
 /// Global norm of the gradients that are there.
 fn norm(gradients: &[Tensor]) -> Result<f64> {
-    let _no_grad = tch::no_grad_guard();
-    let defined = gradients.iter().filter(|g| g.defined());
-    let norms: Vec<_> = defined.map(|g| g.norm().to_kind(tch::Kind::Double)).collect();
-    if norms.is_empty() {
+    let defined: Vec<&Tensor> = gradients.iter().filter(|g| g.defined()).collect();
+    if defined.is_empty() {
         return Err(Error::Disconnected);
     }
-    scalar(&Tensor::f_stack(&norms, 0)?.norm())
+    scalar(&native::norms(&defined)?.norm())
 }
 
 fn finite(quantity: &'static str, step: u64, value: f64) -> Result<f64> {

@@ -8,6 +8,8 @@ mod reward;
 mod running;
 mod schedule;
 
+use std::num::NonZeroUsize;
+
 use tch::Tensor;
 
 pub use adamw::{AdamW, AdamWConfig};
@@ -40,12 +42,21 @@ pub trait Trainer {
     /// What a step learns from.
     type Batch;
 
-    /// One update. After an error nothing has changed.
+    /// One update by the mean over all pairs of `parts`, whose forward and backward passes run one after the other: the memory of a
+    /// part, the gradient of the whole, also for losses that couple the pairs of a batch. After an error nothing has changed.
     ///
     /// # Errors
     /// [`NonFinite`](crate::Error::NonFinite) for a loss or gradient that is not finite, before any parameter moves; those of the
-    /// forward pass and of the loss.
-    fn step(&mut self, batch: &Self::Batch) -> Result<StepReport>;
+    /// forward pass and of the loss; [`NothingAccumulated`](crate::Error::NothingAccumulated) without a part.
+    fn step_over(&mut self, parts: &[Self::Batch]) -> Result<StepReport>;
+
+    /// One update by one batch.
+    ///
+    /// # Errors
+    /// As [`step_over`](Self::step_over).
+    fn step(&mut self, batch: &Self::Batch) -> Result<StepReport> {
+        self.step_over(std::slice::from_ref(batch))
+    }
 
     /// Measures without an update; the names carry the prefix `eval_`.
     ///
@@ -62,9 +73,30 @@ pub trait Trainer {
         I: IntoIterator<Item = Self::Batch>,
         Self: Sized,
     {
-        let mut last = Ok(None);
-        for batch in batches {
-            match self.step(&batch) {
+        self.fit_over(batches, NonZeroUsize::MIN, observers)
+    }
+
+    /// The same with `parts` batches to a step; the last step takes what is left.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    fn fit_over<I>(
+        &mut self,
+        batches: I,
+        parts: NonZeroUsize,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Option<StepReport>>
+    where
+        I: IntoIterator<Item = Self::Batch>,
+        Self: Sized,
+    {
+        let (mut last, mut batches) = (Ok(None), batches.into_iter());
+        loop {
+            let step: Vec<_> = batches.by_ref().take(parts.get()).collect();
+            if step.is_empty() {
+                break;
+            }
+            match self.step_over(&step) {
                 Ok(report) => {
                     // Every observer hears of the step, also when an earlier one says stop.
                     let mut stop = false;

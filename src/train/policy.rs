@@ -2,7 +2,7 @@ use std::{fmt, marker::PhantomData};
 
 use super::{Descent, StepReport, Trainer, scalar};
 use crate::{
-    PreferenceBatch, PreferenceLoss, Result,
+    Error, PreferenceBatch, PreferenceLoss, Result,
     diagnostics::{Metrics, preference_metrics},
     domain::Beta,
 };
@@ -46,15 +46,44 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> PolicyTrainer<B
 impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for PolicyTrainer<B, L, F> {
     type Batch = B;
 
-    fn step(&mut self, batch: &B) -> Result<StepReport> {
-        let parsed = (self.forward)(batch)?;
-        if let Some(hook) = &mut self.before_loss {
-            hook(&mut self.loss, &parsed)?;
+    /// With several parts, and a loss that couples the pairs of a batch or a hook, a first pass without gradients reads them all, so that
+    /// both see the whole: a second forward pass is the price.
+    fn step_over(&mut self, parts: &[B]) -> Result<StepReport> {
+        let beta = self.reward_scale.get();
+        if let [part] = parts {
+            let batch = (self.forward)(part)?;
+            if let Some(hook) = &mut self.before_loss {
+                hook(&mut self.loss, &batch)?;
+            }
+            let loss = self.loss.mean(&batch)?;
+            // Before the update: log-probabilities that are views of the parameters move with them.
+            let metrics = preference_metrics(&batch, beta)?;
+            self.descent.begin(&loss)?;
+            return self.descent.update(metrics);
         }
-        let loss = self.loss.mean(&parsed)?;
-        // Before the update: log-probabilities that are views of the parameters move with them.
-        let metrics = preference_metrics(&parsed, self.reward_scale.get())?;
-        self.descent.update(&loss, metrics)
+        if parts.is_empty() {
+            return Err(Error::NothingAccumulated);
+        }
+        let settled: Box<dyn PreferenceLoss + '_> = if self.loss.is_coupled() || self.before_loss.is_some() {
+            let whole = {
+                let _no_grad = tch::no_grad_guard();
+                PreferenceBatch::concatenated(&parts.iter().map(&self.forward).collect::<Result<Vec<_>>>()?)?
+            };
+            if let Some(hook) = &mut self.before_loss {
+                hook(&mut self.loss, &whole)?;
+            }
+            self.loss.settled(&whole)?
+        } else {
+            Box::new(&self.loss)
+        };
+        self.descent.forget();
+        let mut seen = Vec::with_capacity(parts.len());
+        for part in parts {
+            let batch = (self.forward)(part)?;
+            self.descent.accumulate(&settled.mean(&batch)?, batch.total_weight())?;
+            seen.push(batch.detached());
+        }
+        self.descent.update(preference_metrics(&PreferenceBatch::concatenated(&seen)?, beta)?)
     }
 
     fn evaluate(&self, batch: &B) -> Result<Metrics> {

@@ -2,7 +2,7 @@ use std::{fmt, marker::PhantomData};
 
 use super::{Descent, StepReport, Trainer, scalar};
 use crate::{
-    Result,
+    Error, Result, RewardScores,
     diagnostics::{Metrics, reward_metrics},
     reward::{BradleyTerry, RewardBatch},
 };
@@ -25,10 +25,19 @@ impl<B, F: Fn(&B) -> Result<RewardBatch>> RewardTrainer<B, F> {
 impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
     type Batch = B;
 
-    fn step(&mut self, batch: &B) -> Result<StepReport> {
-        let parsed = (self.forward)(batch)?;
-        let metrics = reward_metrics(parsed.scores())?;
-        self.descent.update(&self.objective.mean(&parsed), metrics)
+    fn step_over(&mut self, parts: &[B]) -> Result<StepReport> {
+        if parts.is_empty() {
+            return Err(Error::NothingAccumulated);
+        }
+        self.descent.forget();
+        let mut seen = Vec::with_capacity(parts.len());
+        for part in parts {
+            let batch = (self.forward)(part)?;
+            let weight = if parts.len() == 1 { 1.0 } else { batch.scores().batch() as f64 };
+            self.descent.accumulate(&self.objective.mean(&batch), weight)?;
+            seen.push(batch.scores().detached());
+        }
+        self.descent.update(reward_metrics(&RewardScores::concatenated(&seen)?)?)
     }
 
     fn evaluate(&self, batch: &B) -> Result<Metrics> {

@@ -3,17 +3,23 @@
 //! `table` lists every loss beside its equation in plain f64 (`oracle`, written from the papers). A new loss gets values, gradients,
 //! extreme inputs, detachment, the missing-column refusal and the GPU run by adding a row there.
 
+mod accumulation;
+mod autograd;
 mod columns;
 mod gradients;
+mod head;
 mod heads;
 mod hull;
 mod identities;
 mod logps;
 mod metrics;
 mod minimax;
+mod optimiser;
 mod optimum;
 mod oracle;
+mod packed;
 mod pessimism;
+mod products;
 mod refusals;
 mod steps;
 mod table;

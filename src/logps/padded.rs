@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::ResponseLogps;
 use crate::{Error, Result, pairs::check::Named};
 
 const LOGITS: &str = "[batch, time, vocab]";
@@ -21,15 +22,6 @@ pub fn token_logps(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let wide = widened(logits);
     let picked = wide.f_gather(-1, &targets.f_unsqueeze(-1)?, false)?.squeeze_dim(-1);
     Ok(picked - wide.f_logsumexp([-1].as_slice(), false)?)
-}
-
-/// Log-probability of each sequence's response, summed over its tokens, with the number of tokens scored.
-#[derive(Debug)]
-pub struct ResponseLogps {
-    /// Σ log π(token), `[batch]`, nats.
-    pub sums: Tensor,
-    /// Tokens scored, `[batch]`, Int64. 0 where the mask selects none: [`ResponseLengths`](crate::ResponseLengths) refuses those.
-    pub lengths: Tensor,
 }
 
 /// Log-probabilities of the responses in a padded batch, from the logits of any causal model.
