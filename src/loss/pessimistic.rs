@@ -72,7 +72,8 @@ impl PessimisticDistillation {
     /// [`MissingColumn`](Error::MissingColumn) without rewards.
     pub fn best_member(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        Ok(best_of(batch, &self.per_member(batch)?))
+        let (margins, scaled) = self.sides(batch)?;
+        Ok(nearest(batch, &margins, &scaled))
     }
 
     /// The simplex weights w of [`Minimum::Hull`] on this batch, `[members]`, detached, in f64.
@@ -104,9 +105,17 @@ impl PessimisticDistillation {
     }
 }
 
-/// Index of the member of smallest mean loss, a scalar, from `[members, batch]`.
-fn best_of(batch: &PreferenceBatch, losses: &Tensor) -> Tensor {
-    batch.weighted_mean(losses).argmin(0, false)
+/// Index of the member of smallest mean of (Δr_i − βh)², a scalar: the one whose margins, seen as a point with a coordinate for each pair,
+/// are nearest to βh.
+fn nearest(batch: &PreferenceBatch, margins: &Tensor, scaled: &Tensor) -> Tensor {
+    /// Differences first, never by products, in which they would be lost.
+    const DIRECTLY: i64 = 2;
+    let root = batch.weights().map(Tensor::sqrt);
+    let [points, target] = [margins, &scaled.detach().unsqueeze(0)].map(|x| match &root {
+        Some(root) => x * root,
+        None => x.shallow_clone(),
+    });
+    Tensor::cdist(&points, &target, 2.0, DIRECTLY).flatten(0, -1).argmin(0, false)
 }
 
 impl PreferenceLoss for PessimisticDistillation {
@@ -115,7 +124,7 @@ impl PreferenceLoss for PessimisticDistillation {
             // Chosen without a graph, so that the graph is that of one member.
             Minimum::Batch => {
                 let (margins, scaled) = self.sides(batch)?;
-                let best = best_of(batch, &(&margins - scaled.detach()).square());
+                let best = nearest(batch, &margins, &scaled);
                 Ok((margins.f_index_select(0, &best)?.squeeze_dim(0) - scaled).square())
             }
             // `min_dim` gives a tie's gradient to one member; `amin` would split it.

@@ -232,7 +232,8 @@ fn a_closure_cannot_be_differentiated_twice() -> Result<()> {
 /// And the same thread goes on as if nothing had happened.
 #[test]
 fn a_failure_arrives_with_its_message() -> Result<()> {
-    let failures: [(fn() -> Gradients, &str); 6] = [
+    type Failure = (fn() -> Gradients, &'static str);
+    let failures: [Failure; 6] = [
         (|| Err(Error::NothingObserved), "the running minimum has seen no batch since its last reset"),
         (|| panic!("out of ideas"), "panic in a backward closure: out of ideas"),
         (|| panic!("{}", "out of ideas".to_uppercase()), "panic in a backward closure: OUT OF IDEAS"),
@@ -425,7 +426,8 @@ fn a_checkpoint_has_no_gradient_for_what_is_frozen() -> Result<()> {
 
 #[test]
 fn a_checkpoint_shares_no_memory_with_its_input() -> Result<()> {
-    let functions: [fn(&[Tensor]) -> Result<Tensor>; 3] =
+    type Function = fn(&[Tensor]) -> Result<Tensor>;
+    let functions: [Function; 3] =
         [|inputs| Ok(inputs[0].tr()), |inputs| Ok(inputs[0].shallow_clone()), |inputs| Ok(inputs[0].narrow(0, 1, 2))];
     for f in functions {
         let x = wave(&[4, 3], 2.3).set_requires_grad(true);

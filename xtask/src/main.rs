@@ -48,6 +48,9 @@ enum Task {
     /// Set up, then run `cargo bench`; all arguments go to it.
     #[command(disable_help_flag = true)]
     Bench {
+        /// Install the Python systems (about 5 GB, once per user) and run the benchmark side_by_side, which takes the arguments.
+        #[arg(long)]
+        peers: bool,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -61,7 +64,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup { .. } => setup::setup(&workspace, None)?,
         Task::Demo { args } => demo::demo(&workspace, &args)?,
         Task::Test => return check::test(workspace),
-        Task::Bench { args } => bench::bench(&workspace, &args)?,
+        Task::Bench { peers, args } => bench::bench(&workspace, peers, &args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::workspace::Workspace;
 
-use self::cache::Cache;
+pub use self::cache::Cache;
 use self::libtorch::Libtorch;
 use self::link::Link;
 pub use self::locate::libtorch_is_our_link;
