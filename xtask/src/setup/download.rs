@@ -46,7 +46,7 @@ fn pip(flavour: Flavour, wheels: &Path, aside: &Path) -> Command {
     // The wheels for Python 3.12, whichever Python runs pip: all of them hold the same libtorch.
     pip.args(["--only-binary", ":all:", "--implementation", "cp", "--python-version", "3.12"]);
     // Told a platform, pip takes it literally and does not add the older ones a machine can run as well.
-    for glibc in [39, 35, 34, 31, 28, 27, 26, 25, 24, 17] {
+    for glibc in (17..=39).rev() {
         pip.arg("--platform").arg(format!("manylinux_2_{glibc}_x86_64"));
     }
     pip.args(["--platform", "manylinux2014_x86_64", "--platform", "manylinux1_x86_64"]);
