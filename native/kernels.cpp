@@ -136,6 +136,35 @@ void slope_rows(int64_t begin, int64_t end, void *context) {
 
 constexpr int64_t ROWS_PER_TASK = 16;
 
+// Σ w((a − b) − t)², w = 1 where there is none.
+template <bool weighted> INLINE double distance_of(const float *a, const float *b, const float *t, const float *w, int64_t n) {
+  float lanes[LANES] = {0};
+  double sum = 0;
+  for (int64_t i = 0; i < n;) {
+    // f32 within a stretch, f64 between: as exact as the losses that it stands for.
+    int64_t end = i + 16 * LANES < n ? i + 16 * LANES : n;
+    for (float &lane : lanes) lane = 0;
+    for (; i + LANES <= end; i += LANES)
+      for (int j = 0; j < LANES; j++) {
+        float d = (a[i + j] - b[i + j]) - t[i + j];
+        lanes[j] += weighted ? w[i + j] * d * d : d * d;
+      }
+    for (; i < end; i++) {
+      float d = (a[i] - b[i]) - t[i];
+      lanes[0] += weighted ? w[i] * d * d : d * d;
+    }
+    for (float lane : lanes) sum += lane;
+  }
+  return sum;
+}
+
+WIDE double distance(const float *a, const float *b, const float *t, const float *, int64_t n) {
+  return distance_of<false>(a, b, t, nullptr, n);
+}
+WIDE double distance_weighted(const float *a, const float *b, const float *t, const float *w, int64_t n) {
+  return distance_of<true>(a, b, t, w, n);
+}
+
 } // namespace
 
 extern "C" {
@@ -146,6 +175,22 @@ int pf_absorb(float *x, int64_t rows, int64_t columns, int64_t start, const int6
               float *moment, float *target, float *correction) {
   Absorb a{x, columns, start, targets, max, sum, moment, target, correction};
   return torch_parallel_for(0, rows, ROWS_PER_TASK, absorb_rows, &a);
+}
+
+// Index of the row m of smallest Σ w((a_m − b_m) − t)², `a` and `b` [rows, columns]; w may be null. A row that is NaN is the smallest, so
+// that it does not go unseen.
+int64_t pf_nearest(const float *a, const float *b, const float *t, const float *w, int64_t rows, int64_t columns) {
+  int64_t nearest = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t m = 0; m < rows; m++) {
+    double d = (w ? distance_weighted : distance)(a + m * columns, b + m * columns, t, w, columns);
+    if (std::isnan(d)) return m;
+    if (d < least) {
+      least = d;
+      nearest = m;
+    }
+  }
+  return nearest;
 }
 
 // x := g·(δ(target) − e^{x−max−log sum}).

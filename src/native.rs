@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::Result;
 
@@ -73,6 +73,7 @@ unsafe extern "C" {
         log_sum: *const f32,
         cotangent: *const f32,
     ) -> c_int;
+    fn pf_nearest(a: *const f32, b: *const f32, t: *const f32, w: *const f32, rows: i64, columns: i64) -> i64;
     fn free(pointer: *mut c_void);
 }
 
@@ -234,7 +235,7 @@ pub(crate) fn onednn_products() -> bool {
 fn floats(tensor: &Tensor, numel: i64) -> *mut f32 {
     assert!(
         tensor.kind() == Kind::Float
-            && tensor.device() == tch::Device::Cpu
+            && tensor.device() == Device::Cpu
             && tensor.is_contiguous()
             && tensor.numel() as i64 == numel,
         "a contiguous tensor of {numel} f32 on the CPU"
@@ -245,7 +246,7 @@ fn floats(tensor: &Tensor, numel: i64) -> *mut f32 {
 fn integers(tensor: &Tensor, numel: i64) -> *const i64 {
     assert!(
         tensor.kind() == Kind::Int64
-            && tensor.device() == tch::Device::Cpu
+            && tensor.device() == Device::Cpu
             && tensor.is_contiguous()
             && tensor.numel() as i64 == numel,
         "a contiguous tensor of {numel} integers on the CPU"
@@ -314,4 +315,22 @@ pub(crate) fn slope(
             floats(cotangent, rows),
         )
     })
+}
+
+/// Where the kernels work.
+pub(crate) fn has_kernel(kind: Kind, device: Device) -> bool {
+    kind == Kind::Float && device == Device::Cpu
+}
+
+/// See `pf_nearest` in kernels.cpp. `a` and `b` `[rows, columns]`, `t` and `weights` `[columns]`.
+pub(crate) fn nearest(a: &Tensor, b: &Tensor, t: &Tensor, weights: Option<&Tensor>) -> i64 {
+    let (rows, columns) = (a.size()[0], a.size()[1]);
+    let [a, b, t] = [a, b, t].map(Tensor::contiguous);
+    let weights = weights.map(Tensor::contiguous);
+    let optional = weights.as_ref().map_or(std::ptr::null_mut(), |w| floats(w, columns));
+    // SAFETY: as in `absorb`.
+    unsafe {
+        let (a, b) = (floats(&a, rows * columns), floats(&b, rows * columns));
+        pf_nearest(a, b, floats(&t, columns), optional, rows, columns)
+    }
 }

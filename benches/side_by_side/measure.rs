@@ -63,6 +63,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+unsafe extern "C" {
+    fn malloc_trim(pad: usize) -> i32;
+}
+
 fn status(key: &str) -> Option<f64> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
@@ -71,6 +75,9 @@ fn status(key: &str) -> Option<f64> {
 
 /// By how much the resident memory grows at its peak during `run`, MB; `None` where the system does not say.
 pub fn peak(run: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+    // What earlier runs have freed is still resident, and would hide what this one takes.
+    // SAFETY: gives free memory back to the system.
+    unsafe { malloc_trim(0) };
     let before = status("VmRSS:");
     let reset = fs::write("/proc/self/clear_refs", "5").is_ok();
     run()?;

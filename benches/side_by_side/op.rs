@@ -80,7 +80,7 @@ fn one_product(table: &mut Table, product: prefopt::matmul::Product) -> Result<(
     let naive_mb = peak(&mut || b.naive())?;
     let all_mb = peak(&mut || c.chunked(Some(1 << 30)))?;
     let [chunked, naive, all, three] = race(
-        5,
+        3,
         [&mut || a.chunked(None), &mut || b.naive(), &mut || c.chunked(Some(1 << 30)), &mut || limit.products(3)],
     )?;
     table.row(&part, "prefopt", chunked, chunked_mb);
@@ -93,7 +93,7 @@ fn one_product(table: &mut Table, product: prefopt::matmul::Product) -> Result<(
 
     let (mut a, mut b) = (Inputs::new(1024, true), Inputs::new(1024, true));
     let frozen_mb = peak(&mut || a.chunked(None))?;
-    let [frozen, frozen_naive] = race(5, [&mut || a.chunked(None), &mut || b.naive()])?;
+    let [frozen, frozen_naive] = race(3, [&mut || a.chunked(None), &mut || b.naive()])?;
     table.row(&part, "prefopt, frozen head", frozen, frozen_mb);
     table.row(&part, "naive, frozen head", frozen_naive, None);
     table.ratio("prefopt, frozen head / naive, not frozen", frozen, naive);
@@ -110,10 +110,10 @@ fn one_product(table: &mut Table, product: prefopt::matmul::Product) -> Result<(
     let size = ["1024", &WIDTH.to_string(), &VOCAB.to_string()].map(str::to_owned);
     for kind in ["trl", "trl_full", "naive", "frozen_naive"] {
         let mut ours = Inputs::new(1024, kind == "frozen_naive");
-        let [before] = race(3, [&mut || ours.chunked(None)])?;
-        let arguments = ["op", kind, &size[0], &size[1], &size[2], "--product", peer_product(product)];
+        let [before] = race(2, [&mut || ours.chunked(None)])?;
+        let arguments = ["op", kind, &size[0], &size[1], &size[2], "--product", peer_product(product), "--repeat", "3"];
         let Some(theirs) = add_peer(table, &part, &format!("peer: {kind}"), &arguments)? else { continue };
-        let [after] = race(3, [&mut || ours.chunked(None)])?;
+        let [after] = race(2, [&mut || ours.chunked(None)])?;
         table.ratio(&format!("prefopt / {kind}"), f64::midpoint(before, after), theirs);
     }
     Ok(())

@@ -20,7 +20,9 @@ use crate::{
 
 const SIZE: (u32, u32) = (1500, 640);
 
-const LINES: [(Method, RGBColor, u32); 9] = [
+type Line = (Method, RGBColor, u32);
+
+const LINES: [Line; 9] = [
     (Method::Dpo, COLOURS[0], 3),
     (Method::Ipo, COLOURS[1], 3),
     (Method::Distillation, COLOURS[2], 3),
@@ -31,6 +33,11 @@ const LINES: [(Method, RGBColor, u32); 9] = [
     (Method::Hull, COLOURS[3], 1),
     (Method::Pooled, COLOURS[7], 1),
 ];
+
+/// Those whose methods were run.
+fn lines(results: &Results) -> Vec<Line> {
+    LINES.into_iter().filter(|(method, ..)| results.methods().any(|run| run == *method)).collect()
+}
 
 /// Writes `PATH.png` and `PATH.svg`, aside and then renamed.
 pub fn draw(results: &Results, path: &Path) -> Result<()> {
@@ -61,8 +68,9 @@ fn gold<B: DrawingBackend>(area: &DrawingArea<B, Shift>, results: &Results) -> R
 where
     B::ErrorType: 'static,
 {
-    let estimates =
-        LINES.map(|(method, ..)| (0..results.rhos.len()).map(|i| results.gold(method, i)).collect::<Vec<_>>());
+    let lines = lines(results);
+    let over_biases = |(method, ..): &Line| (0..results.rhos.len()).map(|i| results.gold(*method, i)).collect();
+    let estimates: Vec<Vec<_>> = lines.iter().map(over_biases).collect();
     let error = |e: f64| if e.is_finite() { e } else { 0.0 };
     let all = || estimates.iter().flatten();
     let low = all().map(|e| e.mean - error(e.error)).fold(results.reference().mean, f64::min);
@@ -95,7 +103,7 @@ where
         ))?
         .label("before tuning")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], BLACK.mix(0.6)));
-    for ((method, colour, width), estimates) in LINES.into_iter().zip(&estimates) {
+    for ((method, colour, width), estimates) in lines.into_iter().zip(&estimates) {
         let point =
             |sign: f64| results.rhos.iter().zip(estimates).map(move |(&rho, e)| (rho, e.mean + sign * error(e.error)));
         let band: Vec<_> = point(1.0).chain(point(-1.0).collect::<Vec<_>>().into_iter().rev()).collect();
@@ -119,8 +127,9 @@ where
     B::ErrorType: 'static,
 {
     let bias = results.rhos.len() / 2;
-    let shown = [LINES[0], LINES[4], LINES[2], LINES[3]];
-    let traces = shown.map(|(method, ..)| results.trace(method, bias));
+    let four = [Method::Dpo, Method::AnchoredDpo, Method::Distillation, Method::Pessimistic];
+    let shown: Vec<Line> = lines(results).into_iter().filter(|(method, ..)| four.contains(method)).collect();
+    let traces: Vec<_> = shown.iter().map(|(method, ..)| results.trace(*method, bias)).collect();
     let points = || traces.iter().flatten();
     let low = points().map(|p| p.1.min(p.2)).fold(0.0, f64::min);
     let high = points().map(|p| p.1.max(p.2)).fold(0.0, f64::max);

@@ -80,6 +80,9 @@ struct Args {
     /// Passes over the pairs for each reward model [default: 3, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     reward_epochs: Option<u16>,
+    /// Some of the methods, by their names in the table and separated by semicolons [default: all]
+    #[arg(long, value_delimiter = ';', value_parser = method)]
+    methods: Vec<Method>,
     /// Choose β for every method on openings that are not the test's, and write betas.json instead of the table
     #[arg(long)]
     tune: bool,
@@ -98,8 +101,10 @@ fn main() -> Result<()> {
         return tune(&args, &size);
     }
     let betas = betas()?;
-    let jobs: Vec<Job> =
+    let all =
         jobs(args.gamma, |method| vec![args.beta.unwrap_or(betas[method.name()])], &[0, 1, 2, 3, 4], Openings::Test);
+    let wanted = |job: &Job| args.methods.is_empty() || args.methods.contains(&job.method);
+    let jobs: Vec<Job> = all.into_iter().filter(wanted).collect();
     let runs = args.seeds as usize * (RHOS.len() + jobs.len());
     let bar = progress(runs as u64)?;
     let mut results = Results::new(&RHOS, args.seeds);
@@ -120,6 +125,12 @@ fn main() -> Result<()> {
         args.out.display()
     );
     Ok(())
+}
+
+fn method(name: &str) -> Result<Method> {
+    let names = || Method::ALL.map(Method::name).join("; ");
+    let found = Method::ALL.into_iter().find(|method| method.name() == name);
+    found.with_context(|| format!("there is no method {name:?}, only {}", names()))
 }
 
 fn progress(runs: u64) -> Result<ProgressBar> {

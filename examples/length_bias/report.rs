@@ -99,6 +99,11 @@ impl Results {
         (0..columns[0].len()).map(|seed| columns.iter().map(|c| c[seed]).fold(f64::INFINITY, f64::min)).collect()
     }
 
+    /// The methods that were run, in the table's order.
+    pub fn methods(&self) -> impl Iterator<Item = Method> {
+        Method::ALL.into_iter().filter(|&method| self.outcomes.iter().any(|o| o.method == method))
+    }
+
     fn over_biases(&self, method: Method, value: impl Fn(&Outcome) -> f64 + Copy) -> Estimate {
         let all: Vec<f64> = (0..self.rhos.len()).flat_map(|bias| self.at(method, bias, value)).collect();
         Estimate { mean: all.iter().sum::<f64>() / all.len() as f64, error: f64::NAN }
@@ -139,7 +144,7 @@ impl Results {
         write!(t, "{:22} beta", "longer preferred:")?;
         self.rhos.iter().try_for_each(|rho| write!(t, "{rho:>12}"))?;
         writeln!(t, "{:>12}{:>7}{:>8}{:>9}{:>9}", "worst", "KL", "tokens", "chosen", "rejected")?;
-        for method in Method::ALL {
+        for method in self.methods() {
             let beta = self.outcomes.iter().find(|o| o.method == method).map_or(f64::NAN, |o| o.beta);
             write!(t, "{:22} {beta:4}", method.name())?;
             for bias in 0..self.rhos.len() {
@@ -166,9 +171,12 @@ impl Results {
     }
 
     fn write_comparison(&self, t: &mut String) -> std::fmt::Result {
+        if !self.methods().any(|m| m == Method::Pessimistic) {
+            return Ok(());
+        }
         writeln!(t, "Worst case over the biases, e-DPO less the other, paired by seed:")?;
         let pessimistic = self.worst(Method::Pessimistic);
-        for method in Method::ALL.into_iter().filter(|&m| m != Method::Pessimistic) {
+        for method in self.methods().filter(|&m| m != Method::Pessimistic) {
             let pairs = pessimistic.iter().zip(self.worst(method));
             let difference = Estimate::of(&pairs.map(|(a, b)| a - b).collect::<Vec<_>>());
             let errors = difference.mean / difference.error;
@@ -200,7 +208,7 @@ impl Results {
             "  disagreement of the family on a margin (std over members): {:.2}",
             Estimate::of(&self.margin_spread).mean
         )?;
-        for method in Method::ALL.into_iter().filter(|m| m.pessimistic()) {
+        for method in self.methods().filter(|m| m.pessimistic()) {
             let mut picks = vec![0; self.rhos.len()];
             for outcome in self.outcomes.iter().filter(|o| o.method == method) {
                 picks.iter_mut().zip(&outcome.picks).for_each(|(sum, n)| *sum += n);

@@ -8,7 +8,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Result, native};
+use crate::{
+    Result,
+    native::{self, has_kernel},
+};
 
 const LAST: &[i64] = &[-1];
 
@@ -28,11 +31,6 @@ impl Span {
     pub fn of(self, tensor: &Tensor) -> Tensor {
         tensor.narrow(0, self.start, self.length)
     }
-}
-
-/// Where the kernels work.
-pub(super) fn has_kernel(kind: Kind, device: Device) -> bool {
-    kind == Kind::Float && device == Device::Cpu
 }
 
 /// Statistics of rows over the tiles seen so far, `[tokens]` each.

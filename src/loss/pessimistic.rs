@@ -2,7 +2,13 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{PreferenceLoss, hull};
-use crate::{Error, PreferenceBatch, Result, domain::Beta};
+use crate::{
+    Error, PreferenceBatch, Result, RewardScores,
+    domain::Beta,
+    native::{self, has_kernel},
+};
+
+const NAME: &str = "PessimisticDistillation";
 
 /// Over what the smallest of the family's distillation losses is taken.
 ///
@@ -72,8 +78,7 @@ impl PessimisticDistillation {
     /// [`MissingColumn`](Error::MissingColumn) without rewards.
     pub fn best_member(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let (margins, scaled) = self.sides(batch)?;
-        Ok(nearest(batch, &margins, &scaled))
+        Ok(Nearest::find(batch, batch.require_rewards(NAME)?, &self.scaled(batch))?.index())
     }
 
     /// The simplex weights w of [`Minimum::Hull`] on this batch, `[members]`, detached, in f64.
@@ -93,29 +98,47 @@ impl PessimisticDistillation {
         Ok(Tensor::from_slice(&solution).to_device(residuals.device()))
     }
 
-    /// Δr, `[members, batch]`, and βh, `[batch]`.
-    fn sides(&self, batch: &PreferenceBatch) -> Result<(Tensor, Tensor)> {
-        let margins = batch.require_rewards("PessimisticDistillation")?.margins();
-        Ok((margins, batch.logps().log_ratio_margin() * self.beta.get()))
+    /// βh, `[batch]`.
+    fn scaled(&self, batch: &PreferenceBatch) -> Tensor {
+        batch.logps().log_ratio_margin() * self.beta.get()
     }
 
     fn residuals(&self, batch: &PreferenceBatch) -> Result<Tensor> {
-        let (margins, scaled) = self.sides(batch)?;
-        Ok(margins - scaled)
+        Ok(batch.require_rewards(NAME)?.margins() - self.scaled(batch))
     }
 }
 
-/// Index of the member of smallest mean of (Δr_i − βh)², a scalar: the one whose margins, seen as a point with a coordinate for each pair,
-/// are nearest to βh.
-fn nearest(batch: &PreferenceBatch, margins: &Tensor, scaled: &Tensor) -> Tensor {
-    /// Differences first, never by products, in which they would be lost.
-    const DIRECTLY: i64 = 2;
-    let root = batch.weights().map(Tensor::sqrt);
-    let [points, target] = [margins, &scaled.detach().unsqueeze(0)].map(|x| match &root {
-        Some(root) => x * root,
-        None => x.shallow_clone(),
-    });
-    Tensor::cdist(&points, &target, 2.0, DIRECTLY).flatten(0, -1).argmin(0, false)
+/// The member of smallest mean of (Δr_i − βh)² under the pair weights.
+enum Nearest {
+    Known(i64),
+    /// A scalar on the batch's device, so that nothing has to wait for it.
+    OnDevice(Tensor),
+}
+
+impl Nearest {
+    fn find(batch: &PreferenceBatch, scores: &RewardScores, scaled: &Tensor) -> Result<Self> {
+        // One pass in place of five operations, which would cost as much as the loss itself does.
+        if has_kernel(scaled.kind(), scaled.device()) {
+            return Ok(Self::Known(native::nearest(scores.chosen(), scores.rejected(), scaled, batch.weights())));
+        }
+        let losses = batch.weighted_mean(&(scores.margins() - scaled.detach()).square());
+        Ok(Self::OnDevice(losses.f_argmin(0, false)?))
+    }
+
+    fn index(self) -> Tensor {
+        match self {
+            Self::Known(member) => Tensor::from(member),
+            Self::OnDevice(member) => member,
+        }
+    }
+
+    /// Δr of this member, `[batch]`.
+    fn margin(&self, scores: &RewardScores) -> Result<Tensor> {
+        match self {
+            Self::Known(member) => Ok(scores.chosen().select(0, *member) - scores.rejected().select(0, *member)),
+            Self::OnDevice(member) => Ok(scores.margins().f_index_select(0, member)?.squeeze_dim(0)),
+        }
+    }
 }
 
 impl PreferenceLoss for PessimisticDistillation {
@@ -123,9 +146,9 @@ impl PreferenceLoss for PessimisticDistillation {
         match self.minimum {
             // Chosen without a graph, so that the graph is that of one member.
             Minimum::Batch => {
-                let (margins, scaled) = self.sides(batch)?;
-                let best = nearest(batch, &margins, &scaled);
-                Ok((margins.f_index_select(0, &best)?.squeeze_dim(0) - scaled).square())
+                let (scores, scaled) = (batch.require_rewards(NAME)?, self.scaled(batch));
+                let margin = Nearest::find(batch, scores, &scaled)?.margin(scores)?;
+                Ok((margin - scaled).square())
             }
             // `min_dim` gives a tie's gradient to one member; `amin` would split it.
             Minimum::Pair => Ok(self.per_member(batch)?.min_dim(0, false).0),
@@ -173,7 +196,7 @@ impl PreferenceLoss for Mixture {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
         let h = batch.logps().log_ratio_margin();
         let weights = Tensor::from_slice(&self.weights).to_kind(h.kind()).to_device(h.device());
-        let margin = batch.require_rewards("PessimisticDistillation")?.mixed(&weights)?.margins().squeeze_dim(0);
+        let margin = batch.require_rewards(NAME)?.mixed(&weights)?.margins().squeeze_dim(0);
         Ok((margin - h * self.beta.get()).square())
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use prefopt::{
-    PreferenceLoss, Result, RewardScores,
+    PairLogps, PreferenceBatch, PreferenceLoss, Result, RewardScores,
     loss::{Minimum, PessimisticDistillation, RewardDistillation},
     tch::{Device, Kind, Tensor},
     train::RunningMinimum,
@@ -155,5 +155,34 @@ fn selecting_pairs_keeps_members_together() -> Result<()> {
     assert_eq!((some.members(), some.batch()), (2, 2));
     assert_eq!(numbers(&some.margins()), [2.5, 0.5, 4.5, 2.5]);
     assert!(scores.select(&Tensor::from_slice(&[3_i64])).is_err());
+    Ok(())
+}
+
+/// In f32 on the CPU a kernel chooses, elsewhere ATen's operations: both the member of smallest mean, at any number of pairs, with weights
+/// and without.
+#[test]
+fn the_member_is_the_same_in_either_precision() -> Result<()> {
+    let loss = PessimisticDistillation::new(0.25)?;
+    for (pairs, seed) in [(1, 1), (15, 2), (16, 3), (17, 4), (300, 5)] {
+        for columns in [Columns::random(pairs, 5, seed), Columns::random(pairs, 5, seed + 50).unweighted()] {
+            let [f32, f64] = [Kind::Float, Kind::Double].map(|kind| columns.build(kind, Device::Cpu));
+            let of = |batch: &PreferenceBatch| -> Result<f64> { Ok(number(&loss.best_member(batch)?)) };
+            assert_eq!(of(&f32?.batch)?, of(&f64?.batch)?, "{pairs} pairs");
+        }
+    }
+    Ok(())
+}
+
+/// A reward model that is not a number is not passed over for one that is: the trainer has to hear of it.
+#[test]
+fn a_member_that_is_not_a_number_is_not_passed_over() -> Result<()> {
+    for kind in [Kind::Float, Kind::Double] {
+        let column = |value: f64| Tensor::full([2], value, (kind, Device::Cpu));
+        let logps = PairLogps::new(column(-1.0), column(-2.0), column(-1.0), column(-2.0))?;
+        let scores = Tensor::from_slice2(&[[0.0, 0.0], [f64::NAN, 0.0], [0.0, 0.0]]).to_kind(kind);
+        let zeros = scores.zeros_like();
+        let batch = PreferenceBatch::new(logps).with_rewards(RewardScores::new(scores, zeros)?)?;
+        assert!(number(&PessimisticDistillation::new(0.1)?.mean(&batch)?).is_nan(), "{kind:?}");
+    }
     Ok(())
 }
