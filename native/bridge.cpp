@@ -145,9 +145,16 @@ char *pf_vjp(const Handle *outputs, int n_out, const Handle *cotangents, const H
 }
 
 // How often the tensor was written to in place.
-int64_t pf_version(Handle tensor) { return tensor->_version(); }
+int64_t pf_version(Handle tensor) {
+  try {
+    return tensor->_version();
+  } catch (...) {
+    // Made in inference mode, where writing is not counted.
+    return -1;
+  }
+}
 
-int pf_is_view(Handle tensor) { return tensor->is_view(); }
+int pf_is_view(Handle tensor) { return tensor->defined() && tensor->is_view(); }
 
 // One AdamW step over a list of one device and kind; `steps` (0-dim, f32) count up by one. Gradients are multiplied by `scale` in place.
 char *pf_fused_adamw(int n, const Handle *parameters, const Handle *gradients, const Handle *first, const Handle *second,
@@ -155,6 +162,7 @@ char *pf_fused_adamw(int n, const Handle *parameters, const Handle *gradients, c
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto counts = tensors(steps, n), slopes = tensors(gradients, n);
+    for (auto &slope : slopes) TORCH_CHECK(!slope.is_sparse(), "AdamW takes dense gradients, and one is sparse");
     at::_foreach_add_(counts, 1);
     std::optional<at::Tensor> inverse;
     if (scale != 1) {
@@ -167,12 +175,16 @@ char *pf_fused_adamw(int n, const Handle *parameters, const Handle *gradients, c
   });
 }
 
-// The Euclidean norm of each tensor, stacked, f64.
+// The Euclidean norm of each tensor, stacked, f64. Half-precision tensors are summed in f32: a norm of eight bits clips wrongly.
 char *pf_norms(int n, const Handle *list, Handle *result) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    auto norms = at::_foreach_norm(tensors(list, n), 2);
-    for (auto &norm : norms) norm = norm.to(norms.front().device(), at::kDouble);
+    std::vector<at::Tensor> norms;
+    for (auto &tensor : tensors(list, n)) {
+      bool half = tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+      std::optional<at::ScalarType> kind = half ? std::optional<at::ScalarType>(at::kFloat) : std::nullopt;
+      norms.push_back(at::linalg_vector_norm(tensor, 2, {}, false, kind).to(list[0]->device(), at::kDouble));
+    }
     *result = owned(at::stack(norms));
   });
 }

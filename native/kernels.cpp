@@ -10,8 +10,8 @@
 #include <cstring>
 #include <limits>
 
-// Versions for wider vectors, chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// Versions for wider vectors, chosen when the library is loaded. Older compilers do not know the levels by name.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDE
@@ -26,7 +26,8 @@ constexpr float NONE = -std::numeric_limits<float>::infinity();
 // e^x for x ≤ 0, within 2 units in the last place, without a branch: x = n·log 2 + r with log 2 in two parts, and a polynomial in r
 // (coefficients: Moshier, Cephes expf).
 INLINE float exponential(float given) {
-  float x = given < -87.0f ? -87.0f : given;
+  // NaN takes the lower bound too, since it cannot become an integer, and is put back at the end.
+  float x = given >= -87.0f ? given : -87.0f;
   float n = __builtin_rintf(x * 1.44269504f);
   float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -36,11 +37,12 @@ INLINE float exponential(float given) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
   // Below the smallest normal number it is 0, so that a token ruled out by −∞ has no share at all.
-  return given < -87.0f ? 0.0f : p * power;
+  float result = given < -87.0f ? 0.0f : p * power;
+  return given == given ? result : given;
 }
 
 WIDE float largest(const float *x, int64_t n) {

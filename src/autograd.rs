@@ -92,7 +92,8 @@ where
     F: FnMut(&[Option<Tensor>], Wanted) -> Result<Vec<Option<Tensor>>> + Send + 'static,
 {
     let context = Box::new(Context(Mutex::new(Box::new(backward))));
-    native::attach(inputs, &outputs, Box::into_raw(context).cast(), call, release)?;
+    // SAFETY: `call` and `release` take the address of a `Context`, whose closure is `Send` and behind a mutex.
+    unsafe { native::attach(inputs, &outputs, Box::into_raw(context).cast(), call, release) }?;
     Ok(outputs)
 }
 
@@ -114,7 +115,8 @@ extern "C" fn call(
                 std::slice::from_raw_parts_mut(gradients, m as usize),
             )
         };
-        let cotangents: Vec<_> = cotangents.iter().map(|&c| native::borrow(c)).collect();
+        // SAFETY: the engine keeps the cotangents alive during the call.
+        let cotangents: Vec<_> = cotangents.iter().map(|&c| unsafe { native::borrow(c) }).collect();
         // A panic in an earlier pass has been reported there.
         let mut closure = context.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = closure(&cotangents, Wanted(wanted)).map_err(|error| error.to_string())?;
@@ -200,7 +202,7 @@ pub fn vjp(outputs: &[Tensor], cotangents: &[Tensor], inputs: &[&Tensor]) -> Res
 /// more time.
 ///
 /// `parameters` are the tensors other than the inputs whose gradients flow through `f`, such as a layer's weights, of which `f` holds its
-/// own shallow clones. `f` must give the same both times (no dropout, no running
+/// own shallow clones; one that is left out gets no gradient. `f` must give the same both times (no dropout, no running
 /// statistics) and leave its inputs as they are.
 ///
 /// ```

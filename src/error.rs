@@ -42,7 +42,7 @@ pub enum Error {
         found: i64,
     },
     /// Tensors on different devices.
-    #[error("{tensor} is on {found:?}, expected {expected:?} like the rest of its batch")]
+    #[error("{tensor} is on {found:?}, expected {expected:?} like the tensors it goes with")]
     Device {
         /// Name of the tensor.
         tensor: &'static str,
@@ -72,7 +72,7 @@ pub enum Error {
         found: Kind,
     },
     /// A tensor without elements.
-    #[error("{tensor} is empty: shape {shape} needs at least one element, and its mean would be NaN")]
+    #[error("{tensor} is empty: shape {shape} needs at least one element")]
     Empty {
         /// Name of the tensor.
         tensor: &'static str,

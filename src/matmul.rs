@@ -114,7 +114,7 @@ pub fn choose() -> Result<Report> {
     Ok(Report { chosen, mkl, onednn })
 }
 
-/// Uses this product from now on, for all threads of the process.
+/// Uses this product from now on, for all threads of the process, whatever precision libtorch was told to use for oneDNN's products before.
 ///
 /// # Errors
 /// libtorch's, if it refuses.

@@ -104,14 +104,20 @@ fn count<T>(list: &[T]) -> c_int {
 }
 
 /// Takes over a handle that the C++ side has given away; null is `None`.
-pub(crate) fn take(handle: Handle) -> Option<Tensor> {
-    // SAFETY: handles come from `owned` in bridge.cpp, which gives each away once.
+///
+/// # Safety
+/// The handle is one that bridge.cpp's `owned` has made, and nobody else's.
+unsafe fn take(handle: Handle) -> Option<Tensor> {
+    // SAFETY: by this function's contract.
     (!handle.is_null()).then(|| unsafe { Tensor::from_ptr(handle) })
 }
 
 /// Another handle to a tensor that the C++ side keeps; null is `None`.
-pub(crate) fn borrow(handle: Handle) -> Option<Tensor> {
-    // SAFETY: the engine keeps the tensor alive during the call, and the copy counts for itself.
+///
+/// # Safety
+/// The handle is null or that of a living tensor.
+pub(crate) unsafe fn borrow(handle: Handle) -> Option<Tensor> {
+    // SAFETY: by this function's contract; the copy counts for itself.
     (!handle.is_null()).then(|| unsafe { Tensor::clone_from_ptr(handle) })
 }
 
@@ -122,7 +128,10 @@ pub(crate) fn give(tensor: Tensor) -> Handle {
 }
 
 /// Makes `outputs` functions of `inputs`; `closure` is given away in every case, and freed by `drop`.
-pub(crate) fn attach(
+///
+/// # Safety
+/// `call` and `drop` fit `closure`, which may be used and freed on any thread.
+pub(crate) unsafe fn attach(
     inputs: &[&Tensor],
     outputs: &[Tensor],
     closure: *mut c_void,
@@ -130,7 +139,7 @@ pub(crate) fn attach(
     drop: Drop,
 ) -> Result<()> {
     let (inputs, outputs) = (handles(inputs.iter().copied()), handles(outputs));
-    // SAFETY: the handles live through the call; `call` and `drop` fit `closure` by the contract of this function.
+    // SAFETY: the handles live through the call; the rest is this function's contract.
     check(unsafe { pf_attach(inputs.as_ptr(), count(&inputs), outputs.as_ptr(), count(&outputs), closure, call, drop) })
 }
 
@@ -155,7 +164,8 @@ pub(crate) fn vjp(
             result.as_mut_ptr(),
         )
     })?;
-    Ok(result.into_iter().map(take).collect())
+    // SAFETY: `pf_vjp` has made each of them for us.
+    Ok(result.into_iter().map(|handle| unsafe { take(handle) }).collect())
 }
 
 pub(crate) fn version(tensor: &Tensor) -> i64 {
@@ -206,7 +216,8 @@ pub(crate) fn norms(tensors: &[&Tensor]) -> Result<Tensor> {
     let (list, mut result) = (handles(tensors.iter().copied()), std::ptr::null_mut());
     // SAFETY: the list is as long as said, and its handles live through the call.
     check(unsafe { pf_norms(count(&list), list.as_ptr(), &raw mut result) })?;
-    Ok(take(result).expect("a norm of something"))
+    // SAFETY: `pf_norms` has made it for us.
+    Ok(unsafe { take(result) }.expect("a norm of something"))
 }
 
 /// out ← beta·this + alpha·a·b for matrices. `this` may be `out`.

@@ -87,12 +87,12 @@ impl Block {
             x.linear(&rows(weight), bias.map(rows))
         };
         let split = |part: &Tensor| part.view([-1, self.heads, head_width]);
-        let query = project(&readout.select(&normed), 0, 1);
+        let query = project(&readout.select(&normed)?, 0, 1);
         let rest = project(&normed, 1, 2).chunk(2, -1);
         let scale = (head_width as f64).sqrt().recip();
         let seen =
             readout.attend(&split(&query), &split(&rest[0].contiguous()), &split(&rest[1].contiguous()), scale)?;
-        Ok(self.after_attention(&readout.select(x), &seen.reshape([-1, width])))
+        Ok(self.after_attention(&readout.select(x)?, &seen.reshape([-1, width])))
     }
 
     fn after_attention(&self, x: &Tensor, seen: &Tensor) -> Tensor {

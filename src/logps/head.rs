@@ -5,7 +5,7 @@ use crate::{
     Error, Result,
     autograd::{Saved, custom, recording},
     domain::{LogitScale, SoftCap},
-    native::addmm_out,
+    native::{addmm_out, has_kernel},
     pairs::check::Named,
 };
 
@@ -47,7 +47,8 @@ pub struct TokenScores {
     pub logps: Tensor,
     /// Entropy of the next-token distribution, nats, without a gradient.
     pub entropy: Tensor,
-    /// Whether the target is the most likely token (Bool). A tie is a hit.
+    /// Whether the target is the most likely token (Bool). A tie is a hit here; in
+    /// [`token_statistics`](super::token_statistics), which takes the first of equals, it need not be.
     pub hits: Tensor,
 }
 
@@ -130,7 +131,7 @@ impl VocabularyHead {
             (false, true) if recording() => self.frozen(hidden, targets, entropy),
             _ => {
                 let _no_grad = tch::no_grad_guard();
-                let rows = self.forward(&self.detached(), hidden, targets, entropy, None)?;
+                let rows = self.detached().forward(hidden, targets, entropy, None)?;
                 Ok((rows.logps(), rows))
             }
         }
@@ -158,15 +159,14 @@ impl VocabularyHead {
 
     fn plan(&self, tokens: i64) -> Plan {
         // A cap needs its slope beside the logits, which takes three tiles more on the way; so many or more come and go without a kernel.
-        let kernel = self.weight.kind() != Kind::Double && self.weight.device() == Device::Cpu;
+        let kernel = has_kernel(wide(&self.weight), self.weight.device());
         let tiles = if kernel { 1 } else { 5 } + if self.cap.is_some() { 3 } else { 0 };
         Plan::new(self.budget, tokens, &self.weight, tiles)
     }
 
-    /// One pass over all tiles: statistics of each row, and the logits of the tiles that there is room to keep.
+    /// One pass over all tiles, of a detached head: statistics of each row, and the logits of the tiles that there is room to keep.
     fn forward(
         &self,
-        plain: &Self,
         hidden: &Tensor,
         targets: &Tensor,
         entropy: bool,
@@ -178,7 +178,7 @@ impl VocabularyHead {
         let rows = Rows::new(tokens, entropy, plan.options);
         let scratch = plan.scratch();
         for (j, columns) in plan.tiles().enumerate() {
-            let weight = columns.of(&plain.weight).to_kind(plan.options.0);
+            let weight = columns.of(&self.weight).to_kind(plan.options.0);
             let whole = (kept.is_some() && (j as i64) < plan.kept)
                 .then(|| Tensor::empty([tokens, columns.length], plan.options));
             for span in plan.blocks() {
@@ -186,7 +186,7 @@ impl VocabularyHead {
                     Some(whole) => span.of(whole),
                     None => Plan::tile(&scratch, span, columns),
                 };
-                plain.logits_into(&tile, &span.of(&hidden), &weight, columns)?;
+                self.logits_into(&tile, &span.of(&hidden), &weight, columns)?;
                 rows.absorb(span, &tile, columns.start, &span.of(&targets), None)?;
             }
             if let Some(kept) = &mut kept {
@@ -222,19 +222,19 @@ impl VocabularyHead {
         let plain = self.detached();
         let mut kept = Vec::new();
         let guard = tch::no_grad_guard();
-        let rows = self.forward(&plain, hidden, targets, entropy, Some(&mut kept))?;
+        let rows = plain.forward(hidden, targets, entropy, Some(&mut kept))?;
         let (log_z, output) = (rows.log_z(), rows.logps());
         drop(guard);
 
         let plan = self.plan(hidden.size()[0]);
-        let saved = [Saved::new("hidden", hidden), Saved::new("head weight", &self.weight)];
+        let saved =
+            [Saved::new("hidden", hidden), Saved::new("head weight", &self.weight), Saved::new("targets", targets)];
         let saved_bias = self.bias.as_ref().map(|bias| Saved::new("head bias", bias));
-        let targets = targets.detach().contiguous();
         let kind = hidden.kind();
         let mut inputs = vec![hidden, &self.weight];
         inputs.extend(&self.bias);
         let output = custom(&inputs, output, move |cotangent, wanted| {
-            let [hidden, weight] = [saved[0].get()?, saved[1].get()?];
+            let (hidden, weight, targets) = (saved[0].get()?, saved[1].get()?, saved[2].get()?.contiguous());
             saved_bias.as_ref().map(Saved::get).transpose()?;
             let (cotangent, scale) = (cotangent.to_kind(plan.options.0).contiguous(), plain.scale);
             let for_hidden = wanted.get(0).then(|| Tensor::empty(hidden.size(), plan.options));
@@ -321,7 +321,9 @@ impl VocabularyHead {
                 addmm_out(&part, &part, &tile, &weight, f64::from(j > 0), 1.0)?;
             }
         }
-        for span in plan.blocks() {
+        // W[y] is gathered for no more rows at a time than fit where the logits were.
+        let at_once = (plan.rows * plan.columns / states.size()[1]).max(1);
+        for span in Span::parts(tokens, at_once) {
             let mut target = plain.weight.f_index_select(0, &span.of(&targets))?.to_kind(plan.options.0);
             if let Some(bend) = plain.bend(&span.of(rows.target())) {
                 let _ = target.g_mul_(&bend.unsqueeze(1));
@@ -337,6 +339,11 @@ impl VocabularyHead {
         })?;
         Ok((output, rows))
     }
+}
+
+/// What logits are computed in.
+fn wide(weight: &Tensor) -> Kind {
+    if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 /// How a product is cut so that it stays within a budget.
@@ -355,7 +362,7 @@ struct Plan {
 impl Plan {
     /// `tiles` live at once, the one of logits included.
     fn new(budget: u64, tokens: i64, weight: &Tensor, tiles: i64) -> Self {
-        let kind = if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let kind = wide(weight);
         let (options, size) = ((kind, weight.device()), weight.size());
         let bytes = kind.elt_size_in_bytes() as i64;
         let budget = i64::try_from(budget).unwrap_or(i64::MAX) / bytes;

@@ -11,4 +11,4 @@ mod tile;
 
 pub use head::{TokenScores, VocabularyHead};
 pub use padded::{response_logps, token_logps, token_statistics};
-pub use responses::{Decoder, ResponseLogps, response_logps_of};
+pub use responses::{Decoder, ResponseLogps, response_logps_of, response_scores_of};

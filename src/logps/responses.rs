@@ -1,9 +1,9 @@
 use tch::Tensor;
 
-use super::VocabularyHead;
+use super::{TokenScores, VocabularyHead};
 use crate::{
     PairLogps, ResponseLengths, Result,
-    packed::{PackedRow, Readout},
+    packed::{PackedRow, Readout, Scored},
     pairs::check::Named,
 };
 
@@ -40,7 +40,7 @@ impl ResponseLogps {
     /// Of a row of [pairs](PackedRow::pairs) and the reference's log-probabilities of the same row: the pairs, and their lengths.
     ///
     /// # Errors
-    /// [`Length`](crate::Error::Length) when the responses are not pairs, or the reference's are of another row.
+    /// [`Length`](crate::Error::Length) when the responses are not pairs, or the reference's are not as many.
     pub fn into_pairs(self, reference: &Self) -> Result<(PairLogps, ResponseLengths)> {
         let [chosen, rejected] = halves("sums", &self.sums)?;
         let [ref_chosen, ref_rejected] = halves("reference sums", &reference.sums)?;
@@ -70,8 +70,27 @@ fn halves(tensor: &'static str, values: &Tensor) -> Result<[Tensor; 2]> {
 /// # Errors
 /// Those of the decoder and of its head.
 pub fn response_logps_of<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow) -> Result<ResponseLogps> {
-    let hidden = decoder.hidden(row, &row.predicting())?;
-    let [predictor, targets, owner] = row.scored();
-    let logps = decoder.head()?.logps(&hidden.f_index_select(0, &predictor)?, &targets)?;
-    Ok(ResponseLogps { sums: row.sum_over_responses(&logps, &owner)?, lengths: row.lengths() })
+    let (hidden, scored) = predicting_states(decoder, row)?;
+    let logps = decoder.head()?.logps(&hidden, &scored.targets)?;
+    Ok(ResponseLogps { sums: scored.sums(&logps)?, lengths: row.lengths() })
+}
+
+/// The same, with entropy and top-1 hit of each of the responses' tokens, in the same pass.
+///
+/// # Errors
+/// As [`response_logps_of`].
+pub fn response_scores_of<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow) -> Result<(ResponseLogps, TokenScores)> {
+    let (hidden, scored) = predicting_states(decoder, row)?;
+    let tokens = decoder.head()?.scores(&hidden, &scored.targets)?;
+    Ok((ResponseLogps { sums: scored.sums(&tokens.logps)?, lengths: row.lengths() }, tokens))
+}
+
+/// A hidden state for each token of the responses, the one that predicts it.
+fn predicting_states<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow) -> Result<(Tensor, Scored)> {
+    let readout = row.predicting();
+    let hidden = decoder.hidden(row, &readout)?;
+    // A decoder that forgets to select would otherwise be read at other tokens, without a sign of it.
+    Named::matrix("hidden", "[tokens read, width]", &hidden).rank(2)?.length(0, "tokens read", readout.len())?;
+    let scored = row.scored();
+    Ok((hidden.f_index_select(0, &scored.predictors)?, scored))
 }

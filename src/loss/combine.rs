@@ -85,6 +85,8 @@ pub struct FromFn<F>(F);
 
 /// The way out: any closure from a batch to a loss of each pair, `[batch]`, as a loss.
 ///
+/// It is taken to look at one pair at a time: where a step has several parts, a closure that compares pairs sees one part.
+///
 /// ```
 /// # fn main() -> prefopt::Result<()> {
 /// use prefopt::loss::{PreferenceLoss, from_fn, Dpo};

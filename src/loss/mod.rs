@@ -56,6 +56,8 @@ pub trait PreferenceLoss: Debug {
     }
 
     /// Whether a pair's loss depends on the other pairs of its batch: a minimum over the batch or the hull does, and what is made of them.
+    /// A loss of your own that compares pairs has to say so, and to implement [`settled`](Self::settled); otherwise, in a step of several parts,
+    /// it sees one part at a time.
     fn is_coupled(&self) -> bool {
         false
     }

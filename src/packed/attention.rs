@@ -87,6 +87,7 @@ enum Part {
 pub(super) struct Plan {
     parts: Vec<Part>,
     queries: usize,
+    device: Device,
     /// Above the diagonal of a square of this many queries, true where a query must not look.
     above: BTreeMap<usize, Tensor>,
 }
@@ -113,11 +114,15 @@ impl Plan {
             Part::Many(_) => None,
         });
         let above = above.map(|n| (n, above_diagonal(n as i64, device))).collect();
-        Self { parts, queries, above }
+        Self { parts, queries, device, above }
     }
 
     pub fn queries(&self) -> usize {
         self.queries
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// A backward pass may run on another thread, and tensors are not shared between threads.
@@ -125,6 +130,7 @@ impl Plan {
         Self {
             parts: self.parts.iter().map(Part::shallow_clone).collect(),
             queries: self.queries,
+            device: self.device,
             above: self.above.iter().map(|(&n, mask)| (n, mask.shallow_clone())).collect(),
         }
     }
@@ -152,7 +158,7 @@ impl Bucket {
     fn new(blocks: &[Block], device: Device) -> Self {
         let queries = blocks.iter().map(|b| b.queries.len()).max().unwrap_or(0);
         let keys = blocks.iter().map(Block::keys).max().unwrap_or(0);
-        let (mut query_rows, mut key_rows, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut query_rows, mut key_rows, mut seen) = (Vec::new(), Vec::new(), Vec::new());
         let (mut real, mut home) = (Vec::new(), Vec::new());
         for (b, block) in blocks.iter().enumerate() {
             for i in 0..queries {
@@ -164,8 +170,7 @@ impl Bucket {
                 }
                 // Query i sees the prefix and its own segment up to itself; a padded one looks where the first does.
                 let i = if i < block.queries.len() { i } else { 0 };
-                let seen = block.keys() - block.queries.len() + i + 1;
-                hidden.extend((0..keys).map(|j| j >= seen));
+                seen.push((block.keys() - block.queries.len() + i + 1) as i64);
             }
             let padding = std::iter::repeat_n(block.own.start, keys - block.keys());
             key_rows.extend(block.prefix.clone().chain(block.own.clone()).chain(padding).map(|row| row as i64));
@@ -178,7 +183,7 @@ impl Bucket {
             keys,
             query_rows: index(query_rows),
             key_rows: index(key_rows),
-            hidden: Tensor::from_slice(&hidden).view([blocks, 1, queries, keys]).to(device),
+            hidden: Tensor::arange(keys, (Kind::Int64, device)).ge_tensor(&index(seen).view([blocks, 1, queries, 1])),
             real: index(real),
             home: index(home),
         }
@@ -317,11 +322,11 @@ impl Part {
             Self::Single(block) => {
                 let n = block.queries.len() as i64;
                 let square = scores.view([batch, -1, n, keys]).narrow(3, keys - n, n);
-                let _ = square.shallow_clone().masked_fill_(&plan.above[&block.queries.len()], f64::NEG_INFINITY);
+                let _ = square.shallow_clone().f_masked_fill_(&plan.above[&block.queries.len()], f64::NEG_INFINITY)?;
             }
             Self::Many(bucket) => {
                 let each = scores.view([bucket.blocks, -1, bucket.queries, keys]);
-                let _ = each.shallow_clone().masked_fill_(&bucket.hidden, f64::NEG_INFINITY);
+                let _ = each.shallow_clone().f_masked_fill_(&bucket.hidden, f64::NEG_INFINITY)?;
             }
         }
         Ok(scores.f_softmax(-1, None::<Kind>)?)

@@ -12,4 +12,5 @@
 mod attention;
 mod row;
 
+pub(crate) use row::Scored;
 pub use row::{PackedRow, Readout};

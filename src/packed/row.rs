@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::attention::{Block, Plan, attend};
 use crate::{Error, Result, pairs::check::Named};
@@ -82,6 +82,7 @@ impl PackedRow {
             ids.extend(prompt);
             positions.extend(0..prompt.len() as i64);
             segments.push(Segment { own: prefix.clone(), prefix: 0..0 });
+            let before = responses.len();
             for response in of_group {
                 if response.is_empty() {
                     let reason = "it has no log-probability; an end-of-sequence token is the least";
@@ -91,6 +92,9 @@ impl PackedRow {
                 segments.push(Segment { own: ids.len()..ids.len() + response.len(), prefix: prefix.clone() });
                 ids.extend(response);
                 positions.extend((0..response.len()).map(|i| (prompt.len() + i) as i64));
+            }
+            if responses.len() == before {
+                return Err(Error::NoTokens { part: "response", group, reason: "there is none at all" });
             }
         }
         if responses.is_empty() {
@@ -168,10 +172,9 @@ impl PackedRow {
         Readout { rows: Some(Tensor::from_slice(&rows).to(device)), plan, tokens: self.ids.len() }
     }
 
-    /// What scores the responses: for each of their tokens the row of [`predicting`](Self::predicting) that predicts it, the token, and
-    /// the response, `[scored]` each.
-    pub(crate) fn scored(&self) -> [Tensor; 3] {
-        let (mut predictor, mut target, mut owner) = (Vec::new(), Vec::new(), Vec::new());
+    /// What scores the responses, for each of their tokens.
+    pub(crate) fn scored(&self) -> Scored {
+        let (mut predictors, mut targets, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         // Rows of `predicting` come segment by segment, as it makes them.
         let (mut next, mut last_of_prompt, mut response) = (0, 0, 0);
         for segment in &self.segments {
@@ -181,14 +184,16 @@ impl PackedRow {
                 continue;
             }
             for (i, &id) in self.ids[segment.own.clone()].iter().enumerate() {
-                predictor.push(if i == 0 { last_of_prompt } else { next + i as i64 - 1 });
-                target.push(id);
-                owner.push(response);
+                predictors.push(if i == 0 { last_of_prompt } else { next + i as i64 - 1 });
+                targets.push(id);
+                owners.push(response);
             }
             next += segment.own.len() as i64 - 1;
             response += 1;
         }
-        [predictor, target, owner].map(|column| Tensor::from_slice(&column).to(self.tokens.device()))
+        let [predictors, targets, owners] =
+            [predictors, targets, owners].map(|column| Tensor::from_slice(&column).to(self.tokens.device()));
+        Scored { predictors, targets, owners, responses: response }
     }
 
     /// Tokens of each response, `[responses]`, Int64.
@@ -196,11 +201,26 @@ impl PackedRow {
         let lengths: Vec<i64> = self.responses.iter().map(|&s| self.segments[s].own.len() as i64).collect();
         Tensor::from_slice(&lengths).to(self.tokens.device())
     }
+}
 
-    /// A number of each scored token summed for each response: `[responses]`.
-    pub(crate) fn sum_over_responses(&self, values: &Tensor, owner: &Tensor) -> Result<Tensor> {
-        let zeros = Tensor::zeros([self.responses()], (values.kind(), values.device()));
-        Ok(zeros.f_index_add(0, owner, values)?)
+/// The tokens of all responses, `[scored]` each.
+#[derive(Debug)]
+pub(crate) struct Scored {
+    /// The row of [`PackedRow::predicting`] that predicts the token.
+    pub predictors: Tensor,
+    /// The token.
+    pub targets: Tensor,
+    /// Its response.
+    owners: Tensor,
+    responses: i64,
+}
+
+impl Scored {
+    /// A number of each token summed for each response, `[responses]`. In f64: a sum of a thousand tokens in f32 would lose a
+    /// thousandth of a nat, and on a GPU, which adds in any order, not always the same one.
+    pub fn sums(&self, values: &Tensor) -> Result<Tensor> {
+        let zeros = Tensor::zeros([self.responses], (Kind::Double, values.device()));
+        Ok(zeros.f_index_add(0, &self.owners, &values.to_kind(Kind::Double))?.to_kind(values.kind()))
     }
 }
 
@@ -220,8 +240,16 @@ impl Readout {
     }
 
     /// Their rows of `[tokens, ..]`: `[len, ..]`.
-    pub fn select(&self, states: &Tensor) -> Tensor {
-        self.rows.as_ref().map_or_else(|| states.shallow_clone(), |rows| states.index_select(0, rows))
+    ///
+    /// # Errors
+    /// [`Length`](Error::Length) or [`Device`](Error::Device) when these are not states of all tokens of the row.
+    pub fn select(&self, states: &Tensor) -> Result<Tensor> {
+        let named = Named::matrix("states", "[tokens, ..]", states);
+        named.length(0, "tokens", self.tokens as i64)?.device(self.plan.device())?;
+        match &self.rows {
+            Some(rows) => Ok(states.f_index_select(0, rows)?),
+            None => Ok(states.shallow_clone()),
+        }
     }
 
     /// Attention of these tokens over what each may see: softmax(s·q kᵀ) v, `[len, heads, head width]`.
@@ -230,14 +258,19 @@ impl Readout {
     /// than heads, each serves heads/key heads of them in turn (grouped queries). `scale` is s, commonly 1/√(head width). Rotary
     /// embeddings are applied before, at [`positions`](PackedRow::positions).
     ///
-    /// Scores are held for one block of queries at a time, in the backward pass too, where they are computed again.
+    /// Scores are held for one block of queries at a time, or for several small ones, in the backward pass too, where they are computed
+    /// again.
     ///
     /// # Errors
     /// [`Rank`](Error::Rank), [`Length`](Error::Length), [`Device`](Error::Device) or [`KindOf`](Error::KindOf) naming the tensor.
     pub fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, scale: f64) -> Result<Tensor> {
         const QUERY: &str = "[tokens read, heads, head width]";
         const KEY: &str = "[tokens, key heads, head width]";
-        Named::matrix("query", QUERY, query).rank(3)?.float()?.length(0, "tokens read", self.len())?;
+        Named::matrix("query", QUERY, query)
+            .rank(3)?
+            .float()?
+            .length(0, "tokens read", self.len())?
+            .device(self.plan.device())?;
         Named::matrix("key", KEY, key).rank(3)?.length(0, "tokens", self.tokens as i64)?;
         let (q, k) = (query.size(), key.size());
         for (name, tensor) in [("key", key), ("value", value)] {

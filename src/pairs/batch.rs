@@ -127,9 +127,12 @@ impl PreferenceBatch {
     /// The same batch with its log-probabilities transformed, for example by [`PairLogps::reference_free`].
     ///
     /// # Errors
-    /// Whatever the transform returns.
+    /// Whatever the transform returns; [`Length`](Error::Length), [`Device`](Error::Device) or [`Kind`](Error::Kind) when its result
+    /// no longer fits the other columns.
     pub fn map_logps(mut self, transform: impl FnOnce(PairLogps) -> Result<PairLogps>) -> Result<Self> {
+        let before = self.logps.chosen().detach();
         self.logps = transform(self.logps)?;
+        Named::vector("chosen_logps", self.logps.chosen()).like(&before)?;
         Ok(self)
     }
 
@@ -158,14 +161,9 @@ impl PreferenceBatch {
         })
     }
 
-    /// The same numbers without a path to the policy.
-    pub(crate) fn detached(self) -> Self {
-        Self {
-            logps: self.logps.detached(),
-            reference_samples: self.reference_samples.map(ResponseTable::detached),
-            all_responses: self.all_responses.map(ResponseTable::detached),
-            ..self
-        }
+    /// What metrics read, without a path to the policy: log-probabilities and lengths.
+    pub(crate) fn measured(self) -> Self {
+        Self { lengths: self.lengths, ..Self::new(self.logps.detached()) }
     }
 
     /// Σ w over the pairs, or their number without weights: what a mean over this batch counts for in a mean over several.

@@ -193,10 +193,6 @@ impl ResponseTable {
         })
     }
 
-    pub(super) fn detached(self) -> Self {
-        Self { policy: self.policy.detach(), ..self }
-    }
-
     /// log π(y), `[batch, responses]`.
     pub fn policy(&self) -> &Tensor {
         &self.policy

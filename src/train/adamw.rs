@@ -33,7 +33,8 @@ impl AdamWConfig {
 /// Adam with decoupled weight decay, over any tensors that require a gradient.
 ///
 /// m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − η(λθ + m̂/(√v̂ + ε)) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ), in libtorch's fused kernel:
-/// one pass over θ, g, m and v. t counts the updates of each parameter. State is kept in plain tensors.
+/// one pass over θ, g, m and v. t counts the updates of each parameter. State is kept in plain
+/// tensors of the parameter's kind: train half-precision models through parameters in f32.
 ///
 /// Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form.
 #[derive(Debug)]

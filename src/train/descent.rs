@@ -71,7 +71,7 @@ impl Descent {
         Ok(Self { max_norm: max_norm.map(MaxNorm::new).transpose()?, ..self })
     }
 
-    /// Backward through `loss` and one update; returns the gradient's global norm before clipping.
+    /// Backward through `loss` and one update; returns the gradient's global norm before clipping. Parts accumulated before are forgotten.
     ///
     /// # Errors
     /// [`NonFinite`](Error::NonFinite) for a loss or gradient norm that is not finite and [`Disconnected`](Error::Disconnected) for a loss

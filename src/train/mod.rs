@@ -43,7 +43,8 @@ pub trait Trainer {
     type Batch;
 
     /// One update by the mean over all pairs of `parts`, whose forward and backward passes run one after the other: the memory of a
-    /// part, the gradient of the whole, also for losses that couple the pairs of a batch. After an error nothing has changed.
+    /// part, the gradient of the whole, also for losses that couple the pairs of a batch. After a refusal no parameter, moment or step count has
+    /// changed.
     ///
     /// # Errors
     /// [`NonFinite`](crate::Error::NonFinite) for a loss or gradient that is not finite, before any parameter moves; those of the

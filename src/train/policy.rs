@@ -81,7 +81,7 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
         for part in parts {
             let batch = (self.forward)(part)?;
             self.descent.accumulate(&settled.mean(&batch)?, batch.total_weight())?;
-            seen.push(batch.detached());
+            seen.push(batch.measured());
         }
         self.descent.update(preference_metrics(&PreferenceBatch::concatenated(&seen)?, beta)?)
     }

@@ -39,10 +39,7 @@ impl RunningMinimum {
     /// [`MissingColumn`](Error::MissingColumn) without rewards; libtorch's when the number of members changes.
     pub fn observe(&mut self, loss: &PessimisticDistillation, batch: &PreferenceBatch) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let weight = match batch.weights() {
-            Some(weights) => weights.sum(Kind::Double).double_value(&[]),
-            None => batch.len() as f64,
-        };
+        let weight = batch.total_weight();
         let sums = batch.weighted_mean(&loss.per_member(batch)?).to_kind(Kind::Double) * weight;
         self.sums = Some(match self.sums.take() {
             Some(so_far) => so_far.f_add(&sums)?,

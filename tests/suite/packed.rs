@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use prefopt::{
     Result,
-    logps::{Decoder, ResponseLogps, VocabularyHead, response_logps, response_logps_of},
+    logps::{Decoder, ResponseLogps, VocabularyHead, response_logps, response_logps_of, response_scores_of},
     packed::{PackedRow, Readout},
     tch::{Cuda, Device, Kind, Tensor, no_grad_guard},
 };
@@ -155,11 +155,11 @@ impl Decoder for Small {
             let [before, query, key, value, ..] = layer;
             let normed = norm(&x, before);
             let heads = |x: &Tensor, weight: &Tensor| linear(x, weight).view([x.size()[0], -1, HEAD_WIDTH]);
-            let (q, k, v) = (heads(&asked.select(&normed), query), heads(&normed, key), heads(&normed, value));
+            let (q, k, v) = (heads(&asked.select(&normed)?, query), heads(&normed, key), heads(&normed, value));
             let seen = asked.attend(&q, &k, &v, SCALE)?.reshape([-1, WIDTH]);
-            x = after_attention(&asked.select(&x), &seen, layer);
+            x = after_attention(&asked.select(&x)?, &seen, layer);
         }
-        let x = if self.sparing { x } else { readout.select(&x) };
+        let x = if self.sparing { x } else { readout.select(&x)? };
         Ok(norm(&x, &self.norm))
     }
 
@@ -390,7 +390,7 @@ fn a_row_by_hand() -> Result<()> {
     for (readout, expected) in
         [(row.everything(), everything), (&predicting, vec![2, 3, 5, 6, 8, 10]), (&last, vec![4, 7, 9, 11])]
     {
-        assert_eq!(integers(&readout.select(&indices)), expected);
+        assert_eq!(integers(&readout.select(&indices)?), expected);
         assert_eq!(readout.len(), expected.len() as i64);
     }
     Ok(())
@@ -482,10 +482,50 @@ fn rows_without_tokens_are_refused() {
     refused(pairs(some, none, some), no_response);
     refused(pairs(some, some, none), no_response);
     refused(PackedRow::sequences([(some, some), (some, none)], Device::Cpu), no_response);
-    let empty = "a packed row is empty: shape [tokens] needs at least one element, and its mean would be NaN";
+    let empty = "a packed row is empty: shape [tokens] needs at least one element";
     refused(PackedRow::pairs([], Device::Cpu), empty);
     refused(PackedRow::sequences([], Device::Cpu), empty);
-    refused(PackedRow::groups([(some, [])], Device::Cpu), empty);
+    let none_at_all = "the response of group 0 has no token: there is none at all";
+    refused(PackedRow::groups([(some, [])], Device::Cpu), none_at_all);
+}
+
+/// A decoder that returns all tokens where some were asked for: every index would be there, and be another token's.
+#[test]
+fn a_decoder_that_forgets_to_select_is_refused() -> Result<()> {
+    #[derive(Debug)]
+    struct Forgetful(Tensor);
+    impl Decoder for Forgetful {
+        fn hidden(&self, row: &PackedRow, _: &Readout) -> Result<Tensor> {
+            Ok(self.0.index_select(0, row.tokens()))
+        }
+        fn head(&self) -> Result<VocabularyHead> {
+            VocabularyHead::new(&self.0)
+        }
+    }
+    let pairs: [(&[i64], &[i64], &[i64]); 1] = [(&[1, 2, 3], &[4, 5], &[6, 7, 8])];
+    let row = PackedRow::pairs(pairs, Device::Cpu)?;
+    let model = Forgetful(Tensor::zeros([9, 2], (Kind::Double, Device::Cpu)));
+    let message = "hidden must have shape [tokens read, width] with tokens read = 4, got tokens read = 8";
+    refused(response_logps_of(&model, &row), message);
+    let short = Tensor::zeros([7, 2], (Kind::Double, Device::Cpu));
+    let message = "states must have shape [tokens, ..] with tokens = 8, got tokens = 7";
+    refused(row.everything().select(&short), message);
+    refused(row.predicting().select(&short), message);
+    Ok(())
+}
+
+/// Entropy and hits come with the same log-probabilities, a row for each response token.
+#[test]
+fn scores_come_with_the_log_probabilities() -> Result<()> {
+    let pairs: [(&[i64], &[i64], &[i64]); 2] = [(&[1, 2, 3], &[4, 5], &[6, 7, 8]), (&[3], &[1], &[2, 2])];
+    let row = PackedRow::pairs(pairs, Device::Cpu)?;
+    let model = Small::new(4, Kind::Double, Device::Cpu);
+    let (logps, tokens) = response_scores_of(&model, &row)?;
+    assert_eq!(numbers(&logps.sums), numbers(&response_logps_of(&model, &row)?.sums));
+    assert_eq!(tokens.entropy.size(), [8]);
+    let sums = [0..2, 2..5, 5..6, 6..8].map(|of| numbers(&tokens.logps)[of].iter().sum::<f64>());
+    all_close(&numbers(&logps.sums), &sums, 1e-14, "sums of the tokens");
+    Ok(())
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn shapes_of_log_probabilities() {
     refused(pairs(&[3], &[2], &[3], &[3]), "rejected_logps must have shape [batch] with batch = 3, got batch = 2");
     refused(pairs(&[3], &[3], &[1, 3], &[3]), "ref_chosen_logps must have shape [batch], got [1, 3]");
     refused(pairs(&[3], &[3], &[3], &[1]), "ref_rejected_logps must have shape [batch] with batch = 3, got batch = 1");
-    let empty = "chosen_logps is empty: shape [batch] needs at least one element, and its mean would be NaN";
+    let empty = "chosen_logps is empty: shape [batch] needs at least one element";
     refused(pairs(&[0], &[0], &[0], &[0]), empty);
 }
 
@@ -308,7 +308,7 @@ fn tensors_on_two_devices() -> Result<()> {
         return Ok(());
     }
     let there = zeros(&[3]).to_device(Device::Cuda(0));
-    let said = "rejected_logps is on Cuda(0), expected Cpu like the rest of its batch";
+    let said = "rejected_logps is on Cuda(0), expected Cpu like the tensors it goes with";
     refused(PairLogps::new(zeros(&[3]), there, zeros(&[3]), zeros(&[3])), said);
     Ok(())
 }

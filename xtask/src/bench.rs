@@ -37,11 +37,16 @@ fn environment(workspace: &Workspace) -> Result<PathBuf> {
     let home = cache.folder().join("peers");
     let (python, done) = (home.join("bin/python"), home.join("requirements.txt"));
     // Written last, so that it says both that the environment is whole and what is in it.
-    if fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
+    let ready = || fs::read_to_string(&done).is_ok_and(|installed| installed == wanted);
+    if ready() {
         return Ok(python);
     }
     interrupt::watch()?;
     let _lock = cache.lock()?;
+    // Another one may have finished while this one waited.
+    if ready() {
+        return Ok(python);
+    }
     if home.exists() {
         fs::remove_dir_all(&home).map_err(Error::io("remove the damaged", &home))?;
     }
