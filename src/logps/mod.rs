@@ -6,6 +6,7 @@
 
 mod head;
 mod padded;
+mod plan;
 mod responses;
 mod tile;
 
