@@ -26,7 +26,7 @@
 //! ```
 //!
 //! An error that the closure returns, and a panic in it, end the backward pass: `f_backward` and the trainers return it as
-//! [`Error::Torch`](crate::Error::Torch) with the message. On CUDA the closure runs on libtorch's backward thread of that device.
+//! [`Error::Torch`] with the message. On CUDA the closure runs on libtorch's backward thread of that device.
 #![allow(unsafe_code)]
 
 use std::{
