@@ -179,12 +179,15 @@ char *pf_fused_adamw(int n, const Handle *parameters, const Handle *gradients, c
 char *pf_norms(int n, const Handle *list, Handle *result) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    std::vector<at::Tensor> norms;
+    std::vector<at::Tensor> wide, half, norms;
     for (auto &tensor : tensors(list, n)) {
-      bool half = tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
-      std::optional<at::ScalarType> kind = half ? std::optional<at::ScalarType>(at::kFloat) : std::nullopt;
-      norms.push_back(at::linalg_vector_norm(tensor, 2, {}, false, kind).to(list[0]->device(), at::kDouble));
+      bool narrow = tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+      (narrow ? half : wide).push_back(tensor);
     }
+    if (!wide.empty()) norms = at::_foreach_norm(wide, 2);
+    if (!half.empty())
+      for (auto &norm : at::_foreach_norm(half, 2, at::kFloat)) norms.push_back(norm);
+    for (auto &norm : norms) norm = norm.to(list[0]->device(), at::kDouble);
     *result = owned(at::stack(norms));
   });
 }

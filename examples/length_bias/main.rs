@@ -96,6 +96,7 @@ fn main() -> Result<()> {
     size.reward_epochs = args.reward_epochs.map_or(size.reward_epochs, usize::from);
     // Small products gain nothing from two threads; two policies at a time do.
     tch::set_num_threads(1);
+    eprintln!("{}", prefopt::matmul::choose()?);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     if args.tune {
         return tune(&args, &size);
