@@ -104,6 +104,47 @@ parameter!(
     Epsilon, "epsilon", "positive and finite", |x| x > 0.0 && x.is_finite()
 );
 
+parameter!(
+    /// λ of an uncertainty penalty: how many standard deviations of the family a score is lowered by.
+    Pessimism, "pessimism", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// What an exponent or a score is divided by.
+    Temperature, "temperature", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// α of SPO: its tabular minimiser is softmax(r/α).
+    Alpha, "alpha", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// α of DRDO: weight of the preference term beside the regression.
+    ContrastWeight, "contrast_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// γ of DRDO: how strongly pairs that are told apart already are left alone.
+    Focus, "focus", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// By how much a preference score should exceed 0.
+    PreferenceMargin, "margin", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// κ of a Dirichlet prior: how many votes it counts for.
+    Concentration, "concentration", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// Weight of a language-modelling term beside a reward objective.
+    LikelihoodWeight, "likelihood_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Power of a pair's probability mass in its weight.
+    MassPower, "mass_power", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Power of the distance in a transport cost.
+    CostPower, "cost_power", "at least 1 and finite", |x| x >= 1.0 && x.is_finite()
+);
+
 impl Default for FlipRate {
     /// Every label is right.
     fn default() -> Self {

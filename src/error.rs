@@ -111,6 +111,16 @@ pub enum Error {
         /// The method that adds it.
         method: &'static str,
     },
+    /// A reward objective that reads a column which the batch lacks.
+    #[error("{objective} needs the column `{column}`, which this batch lacks: add it with RewardBatch::{method}")]
+    MissingRewardColumn {
+        /// Name of the objective.
+        objective: &'static str,
+        /// Name of the column.
+        column: &'static str,
+        /// The method that adds it.
+        method: &'static str,
+    },
     /// A loss for one reward model, given several.
     #[error(
         "{loss} takes one reward model, got {members}: choose one with RewardScores::member, or average with RewardScores::averaged"
@@ -140,6 +150,56 @@ pub enum Error {
     UnevenColumn {
         /// Name of the column.
         column: &'static str,
+    },
+    /// Probabilities that do not sum to 1.
+    #[error("row {row} of {name} must sum to 1, got {sum}")]
+    Simplex {
+        /// Name of the array.
+        name: &'static str,
+        /// Its row, from 0.
+        row: usize,
+        /// What the row sums to.
+        sum: f64,
+    },
+    /// An annotator of whom nothing is known.
+    #[error("annotator {annotator} has no vote: number those who voted from 0 without a gap")]
+    NoVotes {
+        /// The annotator, from 0.
+        annotator: usize,
+    },
+    /// More latent types than annotators.
+    #[error("{types} types were asked for, but there are only {annotators} annotators")]
+    TooManyTypes {
+        /// Types asked for.
+        types: usize,
+        /// Annotators there are.
+        annotators: usize,
+    },
+    /// An embedding that does not consist of blocks of two.
+    #[error("a general preference embedding consists of blocks of two, its size must be even and positive, got {size}")]
+    OddEmbedding {
+        /// The size it had.
+        size: i64,
+    },
+    /// A vote for a category that there is not.
+    #[error("vote {vote} is for category {category}, but there are {categories}, numbered from 0")]
+    CategoryOutOfRange {
+        /// Index of the vote, from 0.
+        vote: usize,
+        /// Its category.
+        category: usize,
+        /// How many there are.
+        categories: usize,
+    },
+    /// A vote on a pair that there is not.
+    #[error("vote {vote} is on pair {pair}, but there are {pairs}, numbered from 0")]
+    VoteOutOfRange {
+        /// Index of the vote, from 0.
+        vote: usize,
+        /// Its pair.
+        pair: usize,
+        /// How many there are.
+        pairs: usize,
     },
     /// A loss or gradient that is not finite; nothing was updated.
     #[error("{quantity} is {value} at step {step}: no parameter was changed")]

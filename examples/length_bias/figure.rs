@@ -1,13 +1,13 @@
 //! The picture: gold reward against length bias, and how DPO's log-probabilities fall.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use plotters::{
     coord::Shift,
     prelude::{
-        AreaSeries, BitMapBackend, ChartBuilder, DashedLineSeries, DrawingArea, DrawingBackend, IntoDrawingArea,
-        LineSeries, PathElement, Polygon, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
+        AreaSeries, ChartBuilder, DashedLineSeries, DrawingArea, DrawingBackend, LineSeries, PathElement, Polygon,
+        RGBColor, SeriesLabelPosition, WHITE,
     },
     style::{BLACK, Color},
 };
@@ -15,7 +15,7 @@ use plotters::{
 use crate::{
     methods::Method,
     report::Results,
-    support::chart::{COLOURS, FONT, use_embedded_font},
+    support::chart::{COLOURS, FONT, Paint, save},
 };
 
 const SIZE: (u32, u32) = (1500, 640);
@@ -39,29 +39,20 @@ fn lines(results: &Results) -> Vec<Line> {
     LINES.into_iter().filter(|(method, ..)| results.methods().any(|run| run == *method)).collect()
 }
 
-/// Writes `PATH.png` and `PATH.svg`, aside and then renamed.
+/// Writes `PATH.png` and `PATH.svg`.
 pub fn draw(results: &Results, path: &Path) -> Result<()> {
-    use_embedded_font()?;
-    let aside = |extension: &str| path.with_file_name(format!("partial.{extension}"));
-    paint(BitMapBackend::new(&aside("png"), SIZE).into_drawing_area(), results)?;
-    paint(SVGBackend::new(&aside("svg"), SIZE).into_drawing_area(), results)?;
-    for extension in ["png", "svg"] {
-        let done = path.with_extension(extension);
-        fs::rename(aside(extension), &done).with_context(|| format!("cannot write {}", done.display()))?;
-    }
-    Ok(())
+    save(path, SIZE, results)
 }
 
-fn paint<B: DrawingBackend>(area: DrawingArea<B, Shift>, results: &Results) -> Result<()>
-where
-    B::ErrorType: 'static,
-{
-    area.fill(&WHITE)?;
-    let (left, right) = area.split_horizontally(SIZE.0 * 54 / 100);
-    gold(&left, results)?;
-    displacement(&right, results)?;
-    area.present()?;
-    Ok(())
+impl Paint for Results {
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        let (left, right) = area.split_horizontally(SIZE.0 * 54 / 100);
+        gold(&left, self)?;
+        displacement(&right, self)
+    }
 }
 
 fn gold<B: DrawingBackend>(area: &DrawingArea<B, Shift>, results: &Results) -> Result<()>

@@ -21,20 +21,25 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use rayon::prelude::*;
 use tch::Device;
 
 use methods::Method;
 use policy::{Job, Openings, Outcome, Setting};
 use report::Results;
-use support::stories::{self, ASSETS};
+use support::{
+    progress,
+    stories::{self, ASSETS},
+};
 use world::World;
 
 /// Probabilities that the preferred response is the longer one.
 const RHOS: [f64; 5] = [0.2, 0.35, 0.5, 0.65, 0.8];
 /// Every method is tuned over the same β (τ for IPO).
 const BETAS: [f64; 4] = [0.05, 0.1, 0.2, 0.4];
+/// What the progress bar counts.
+const UNIT: &str = "models";
 /// Tuning has its own data, pairs and labels.
 const TUNING_SEED: u64 = 1_000_000;
 
@@ -135,20 +140,11 @@ fn method(name: &str) -> Result<Method> {
 }
 
 fn progress(runs: u64) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg:32} {bar:40} {pos}/{len} models, {elapsed} gone, {eta} left")?;
-    let bar = ProgressBar::new(runs).with_style(style);
-    // Redrawing more often would cost what it shows.
-    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
-    Ok(bar)
+    progress::bar(runs, UNIT)
 }
 
-/// One model more. Where there is no terminal for a bar, a plain line now and then.
 fn done(bar: &ProgressBar) {
-    bar.inc(1);
-    let (done, all) = (bar.position(), bar.length().unwrap_or_default());
-    if bar.is_hidden() && (done % 25 == 0 || done == all) {
-        eprintln!("{done} of {all} models, {} s gone, about {} s left", bar.elapsed().as_secs(), bar.eta().as_secs());
-    }
+    progress::done(bar, UNIT);
 }
 
 /// β of each method, chosen by `--tune`.

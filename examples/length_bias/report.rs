@@ -10,34 +10,11 @@ use crate::{
     family::Quality,
     methods::Method,
     policy::{self, Outcome, Setting},
-    support::stories::{self, ASSETS},
+    support::{
+        estimate::Estimate,
+        stories::{self, ASSETS},
+    },
 };
-
-/// A mean with its standard error over seeds; the error is NaN for one seed.
-#[derive(Debug, Clone, Copy)]
-pub struct Estimate {
-    pub mean: f64,
-    pub error: f64,
-}
-
-impl Estimate {
-    pub fn of(values: &[f64]) -> Self {
-        let n = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-        Self { mean, error: (variance / n).sqrt() }
-    }
-}
-
-impl std::fmt::Display for Estimate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.error.is_finite() {
-            write!(f, "{:+.2}±{:.2}", self.mean, self.error)
-        } else {
-            write!(f, "{:+.2}", self.mean)
-        }
-    }
-}
 
 /// Samples before tuning, with their judgement.
 #[derive(Debug, Serialize)]
@@ -177,11 +154,8 @@ impl Results {
         writeln!(t, "Worst case over the biases, e-DPO less the other, paired by seed:")?;
         let pessimistic = self.worst(Method::Pessimistic);
         for method in self.methods().filter(|&m| m != Method::Pessimistic) {
-            let pairs = pessimistic.iter().zip(self.worst(method));
-            let difference = Estimate::of(&pairs.map(|(a, b)| a - b).collect::<Vec<_>>());
-            let errors = difference.mean / difference.error;
-            let errors = if errors.is_finite() { format!("{errors:+.1} standard errors") } else { "one seed".into() };
-            writeln!(t, "  {:22} {difference:>12}   {errors}", method.name())?;
+            let difference = Estimate::paired(&pessimistic, &self.worst(method));
+            writeln!(t, "  {:22} {:>12}   {}", method.name(), difference.to_string(), difference.errors())?;
         }
         writeln!(t)
     }

@@ -1,14 +1,18 @@
-//! What the story examples share: the small GPT, its tokenizer and checkpoint, the gold reward, charts.
+//! What the examples share: the small GPT with its tokenizer, checkpoint and gold reward; trials, small networks, charts.
 
 // Each example uses its own part.
 #![allow(dead_code)]
 
 pub mod chart;
+pub mod estimate;
 pub mod gold;
 pub mod gpt;
 pub mod llama;
+pub mod network;
+pub mod progress;
 pub mod sampling;
 pub mod stories;
+pub mod trial;
 
 use std::{fs, path::Path};
 

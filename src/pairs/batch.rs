@@ -22,10 +22,12 @@ use crate::{Error, Result};
 pub struct PreferenceBatch {
     logps: PairLogps,
     rewards: Option<RewardScores>,
+    student_scores: Option<RewardScores>,
     weights: Option<Tensor>,
     soft_labels: Option<Tensor>,
     lengths: Option<ResponseLengths>,
     reference_samples: Option<ResponseTable>,
+    policy_samples: Option<ResponseTable>,
     all_responses: Option<ResponseTable>,
 }
 
@@ -35,10 +37,12 @@ impl PreferenceBatch {
         Self {
             logps,
             rewards: None,
+            student_scores: None,
             weights: None,
             soft_labels: None,
             lengths: None,
             reference_samples: None,
+            policy_samples: None,
             all_responses: None,
         }
     }
@@ -50,6 +54,20 @@ impl PreferenceBatch {
     pub fn with_rewards(mut self, rewards: RewardScores) -> Result<Self> {
         Named::matrix("chosen_scores", "[members, batch]", rewards.chosen()).like(self.logps.chosen())?;
         self.rewards = Some(rewards.detached());
+        Ok(self)
+    }
+
+    /// Adds the scores of the policy's own reward head, one member, `[1, batch]`: unlike [`rewards`](Self::rewards) they are part of what is
+    /// trained, and keep their gradient.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards); [`OneMember`](Error::OneMember) for a family.
+    pub fn with_student_scores(mut self, scores: RewardScores) -> Result<Self> {
+        Named::matrix("student_scores", "[1, batch]", scores.chosen()).like(self.logps.chosen())?;
+        if scores.members() != 1 {
+            return Err(Error::OneMember { loss: "with_student_scores", members: scores.members() });
+        }
+        self.student_scores = Some(scores);
         Ok(self)
     }
 
@@ -100,6 +118,16 @@ impl PreferenceBatch {
         Ok(self)
     }
 
+    /// Adds log-probabilities of responses drawn from the policy to each pair's prompt, `[batch, samples]`. The policy's carry a gradient.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards).
+    pub fn with_policy_samples(mut self, samples: ResponseTable) -> Result<Self> {
+        self.fits(&samples)?;
+        self.policy_samples = Some(samples);
+        Ok(self)
+    }
+
     /// Adds log-probabilities of **every** response to each pair's prompt, `[batch, responses]`, where they can be enumerated.
     ///
     /// # Errors
@@ -146,17 +174,21 @@ impl PreferenceBatch {
             return Err(Error::Empty { tensor: "chosen_logps", shape: "[batch]" });
         }
         let rewards = column(parts, "rewards", |part| part.rewards.as_ref().map(RewardScores::detached))?;
+        let student = column(parts, "student_scores", |part| part.student_scores.as_ref())?;
         let lengths = column(parts, "lengths", |part| part.lengths.as_ref())?;
         let samples = column(parts, "reference_samples", |part| part.reference_samples.as_ref())?;
+        let own = column(parts, "policy_samples", |part| part.policy_samples.as_ref())?;
         let all = column(parts, "all_responses", |part| part.all_responses.as_ref())?;
         let vector = |found: Option<Vec<&Tensor>>| found.map(|found| Tensor::f_cat(&found, 0)).transpose();
         Ok(Self {
             logps: PairLogps::concatenated(&parts.iter().map(Self::logps).collect::<Vec<_>>())?,
             rewards: rewards.map(|found| RewardScores::concatenated(&found)).transpose()?,
+            student_scores: student.map(|found| side_by_side(&found)).transpose()?,
             weights: vector(column(parts, "weights", |part| part.weights.as_ref())?)?,
             soft_labels: vector(column(parts, "soft_labels", |part| part.soft_labels.as_ref())?)?,
             lengths: lengths.map(|found| ResponseLengths::concatenated(&found)).transpose()?,
             reference_samples: samples.map(|found| ResponseTable::concatenated(&found)).transpose()?,
+            policy_samples: own.map(|found| ResponseTable::concatenated(&found)).transpose()?,
             all_responses: all.map(|found| ResponseTable::concatenated(&found)).transpose()?,
         })
     }
@@ -220,6 +252,24 @@ impl PreferenceBatch {
         }
     }
 
+    /// r̂(y_w) − r̂(y_l) of the policy's own reward head with its gradient, `[batch]`, or the error that `loss` needs it.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_student_margin(&self, loss: &'static str) -> Result<Tensor> {
+        let missing = Error::MissingColumn { loss, column: "student_scores", method: "with_student_scores" };
+        Ok(self.student_scores.as_ref().ok_or(missing)?.margins().squeeze_dim(0))
+    }
+
+    /// Lengths, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_lengths(&self, loss: &'static str) -> Result<&ResponseLengths> {
+        let missing = Error::MissingColumn { loss, column: "lengths", method: "with_lengths" };
+        self.lengths.as_ref().ok_or(missing)
+    }
+
     /// Soft labels, `[batch]`, or the error that `loss` needs them.
     ///
     /// # Errors
@@ -236,6 +286,15 @@ impl PreferenceBatch {
     pub fn require_reference_samples(&self, loss: &'static str) -> Result<&ResponseTable> {
         let missing = Error::MissingColumn { loss, column: "reference_samples", method: "with_reference_samples" };
         self.reference_samples.as_ref().ok_or(missing)
+    }
+
+    /// Samples of the policy, or the error that `loss` needs them.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`].
+    pub fn require_policy_samples(&self, loss: &'static str) -> Result<&ResponseTable> {
+        let missing = Error::MissingColumn { loss, column: "policy_samples", method: "with_policy_samples" };
+        self.policy_samples.as_ref().ok_or(missing)
     }
 
     /// All responses, or the error that `loss` needs them.
@@ -256,6 +315,14 @@ impl PreferenceBatch {
             None => values.mean_dim([-1].as_slice(), false, values.kind()),
         }
     }
+}
+
+/// With their path to the policy, which families of reward models do not have.
+fn side_by_side(parts: &[&RewardScores]) -> Result<RewardScores> {
+    let side = |side: fn(&RewardScores) -> &Tensor| {
+        Tensor::f_cat(&parts.iter().map(|scores| side(scores)).collect::<Vec<_>>(), 1)
+    };
+    RewardScores::new(side(RewardScores::chosen)?, side(RewardScores::rejected)?)
 }
 
 /// A column of all parts, `None` when none has it.

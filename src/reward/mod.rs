@@ -6,4 +6,4 @@ mod heads;
 mod objective;
 
 pub use heads::{EnsembleHead, RewardScorer, ScalarHead};
-pub use objective::{BradleyTerry, RewardBatch};
+pub use objective::{BradleyTerry, RewardBatch, RewardObjective, WithLikelihood};

@@ -1,19 +1,26 @@
+use std::fmt::Debug;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Result, RewardScores, domain::Centring, pairs::check::Named};
+use crate::{
+    Error, Result, RewardScores,
+    domain::{Centring, LikelihoodWeight},
+    pairs::check::Named,
+};
 
-/// Scores of a batch of pairs with a path to the reward model, and optionally by how much the chosen one should win.
+/// Scores of a batch of pairs with a path to the reward model, and what some objectives read besides.
 #[derive(Debug)]
 pub struct RewardBatch {
     scores: RewardScores,
     margin: Option<Tensor>,
+    chosen_logps: Option<Tensor>,
 }
 
 impl RewardBatch {
     /// Scores alone.
     pub fn new(scores: RewardScores) -> Self {
-        Self { scores, margin: None }
+        Self { scores, margin: None, chosen_logps: None }
     }
 
     /// Adds the margin by which y_w should beat y_l, `[batch]`, in units of reward.
@@ -24,6 +31,16 @@ impl RewardBatch {
     pub fn with_margin(mut self, margin: Tensor) -> Result<Self> {
         Named::vector("margin", &margin).rank(1)?.like(self.scores.chosen())?;
         self.margin = Some(margin.detach());
+        Ok(self)
+    }
+
+    /// Adds log π(y_w) of a language model on the same trunk, `[batch]`, nats (a sum, or a mean over tokens), with its gradient.
+    ///
+    /// # Errors
+    /// As [`with_margin`](Self::with_margin).
+    pub fn with_chosen_logps(mut self, logps: Tensor) -> Result<Self> {
+        Named::vector("chosen_logps", &logps).rank(1)?.like(self.scores.chosen())?;
+        self.chosen_logps = Some(logps);
         Ok(self)
     }
 
@@ -52,9 +69,28 @@ impl BradleyTerry {
     pub fn new(centring: f64) -> Result<Self> {
         Ok(Self { centring: Centring::new(centring)? })
     }
+}
 
-    /// Loss of each pair, `[batch]`, the mean over members.
-    pub fn per_pair(&self, batch: &RewardBatch) -> Tensor {
+/// What a reward model is trained by: [`BradleyTerry`], alone or beside a language-modelling term.
+pub trait RewardObjective: Debug {
+    /// Loss of each pair, `[batch]`; gradients flow to the reward model.
+    ///
+    /// # Errors
+    /// [`MissingColumn`](Error::MissingColumn) when the batch lacks a column that this objective reads.
+    fn per_pair(&self, batch: &RewardBatch) -> Result<Tensor>;
+
+    /// Mean over the batch, a scalar.
+    ///
+    /// # Errors
+    /// Those of [`per_pair`](Self::per_pair).
+    fn mean(&self, batch: &RewardBatch) -> Result<Tensor> {
+        let losses = self.per_pair(batch)?;
+        Ok(losses.mean(losses.kind()))
+    }
+}
+
+impl RewardObjective for BradleyTerry {
+    fn per_pair(&self, batch: &RewardBatch) -> Result<Tensor> {
         let scores = &batch.scores;
         let margins = match &batch.margin {
             Some(margin) => scores.margins() - margin,
@@ -62,12 +98,39 @@ impl BradleyTerry {
         };
         let centring = (scores.chosen() + scores.rejected()).square() * self.centring.get();
         let losses = centring - margins.log_sigmoid();
-        losses.mean_dim([0].as_slice(), false, losses.kind())
+        Ok(losses.mean_dim([0].as_slice(), false, losses.kind()))
     }
+}
 
-    /// Mean over the batch, a scalar.
-    pub fn mean(&self, batch: &RewardBatch) -> Tensor {
-        let losses = self.per_pair(batch);
-        losses.mean(losses.kind())
+/// Bradley–Terry and, on the same trunk, language modelling of the response that won: L_BT − w·log π(y_w), `[batch]`, nats.
+///
+/// The second term keeps the trunk a language model while its head learns to judge. log π is the column
+/// [`chosen_logps`](RewardBatch::with_chosen_logps); a mean over tokens or a sum, as it was put in.
+///
+/// Source: Nath et al. 2024 (DRDO), the oracle's objective, after Yang et al. 2024, "Regularizing hidden states". The weight is not given there.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithLikelihood {
+    objective: BradleyTerry,
+    likelihood_weight: LikelihoodWeight,
+}
+
+impl WithLikelihood {
+    /// # Errors
+    /// [`Domain`](Error::Domain) for a weight that is negative or not finite.
+    pub fn new(objective: BradleyTerry, likelihood_weight: f64) -> Result<Self> {
+        Ok(Self { objective, likelihood_weight: LikelihoodWeight::new(likelihood_weight)? })
+    }
+}
+
+impl RewardObjective for WithLikelihood {
+    fn per_pair(&self, batch: &RewardBatch) -> Result<Tensor> {
+        let missing = Error::MissingRewardColumn {
+            objective: "WithLikelihood",
+            column: "chosen_logps",
+            method: "with_chosen_logps",
+        };
+        let logps = batch.chosen_logps.as_ref().ok_or(missing)?;
+        Ok(self.objective.per_pair(batch)? - logps * self.likelihood_weight.get())
     }
 }

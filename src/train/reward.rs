@@ -4,25 +4,25 @@ use super::{Descent, StepReport, Trainer, scalar};
 use crate::{
     Error, Result, RewardScores,
     diagnostics::{Metrics, reward_metrics},
-    reward::{BradleyTerry, RewardBatch},
+    reward::{RewardBatch, RewardObjective},
 };
 
 /// Trains a reward model or a family: `forward` turns a batch of yours into scores that lead back to the parameters.
-pub struct RewardTrainer<B, F> {
-    objective: BradleyTerry,
+pub struct RewardTrainer<B, O, F> {
+    objective: O,
     forward: F,
     descent: Descent,
     batch: PhantomData<fn(&B)>,
 }
 
-impl<B, F: Fn(&B) -> Result<RewardBatch>> RewardTrainer<B, F> {
+impl<B, O: RewardObjective, F: Fn(&B) -> Result<RewardBatch>> RewardTrainer<B, O, F> {
     /// From its parts.
-    pub fn new(objective: BradleyTerry, forward: F, descent: Descent) -> Self {
+    pub fn new(objective: O, forward: F, descent: Descent) -> Self {
         Self { objective, forward, descent, batch: PhantomData }
     }
 }
 
-impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
+impl<B, O: RewardObjective, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, O, F> {
     type Batch = B;
 
     fn step_over(&mut self, parts: &[B]) -> Result<StepReport> {
@@ -34,7 +34,7 @@ impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
         for part in parts {
             let batch = (self.forward)(part)?;
             let weight = if parts.len() == 1 { 1.0 } else { batch.scores().batch() as f64 };
-            self.descent.accumulate(&self.objective.mean(&batch), weight)?;
+            self.descent.accumulate(&self.objective.mean(&batch)?, weight)?;
             seen.push(batch.scores().detached());
         }
         self.descent.update(reward_metrics(&RewardScores::concatenated(&seen)?)?)
@@ -43,12 +43,12 @@ impl<B, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, F> {
     fn evaluate(&self, batch: &B) -> Result<Metrics> {
         let _no_grad = tch::no_grad_guard();
         let parsed = (self.forward)(batch)?;
-        let loss = scalar(&self.objective.mean(&parsed))?;
+        let loss = scalar(&self.objective.mean(&parsed)?)?;
         Ok(Metrics::default().with("loss", loss).and(reward_metrics(parsed.scores())?).prefixed("eval_"))
     }
 }
 
-impl<B, F> fmt::Debug for RewardTrainer<B, F> {
+impl<B, O: fmt::Debug, F> fmt::Debug for RewardTrainer<B, O, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("RewardTrainer");
         shown.field("objective", &self.objective).field("descent", &self.descent).finish_non_exhaustive()

@@ -38,7 +38,9 @@ fn part(built: &Built, pairs: &Range<i64>) -> Result<PreferenceBatch> {
         .with_weights(d(5))?
         .with_reference_samples(ResponseTable::new(p(2), d(6))?)?
         .with_all_responses(ResponseTable::new(p(3), d(7))?)?
-        .with_lengths(ResponseLengths::new(tokens(1), tokens(2))?)
+        .with_lengths(ResponseLengths::new(tokens(1), tokens(2))?)?
+        .with_student_scores(RewardScores::single(&p(4), &p(5))?)?
+        .with_policy_samples(ResponseTable::new(p(6), d(8))?)
 }
 
 /// A name, the size of the family that it takes, and a loss.
@@ -379,7 +381,12 @@ fn every_column(batch: &PreferenceBatch) -> Result<Vec<Vec<f64>>> {
     let (logps, scores) = (batch.logps(), batch.require_rewards("a test")?);
     let (lengths, weights) = (batch.lengths().expect("has lengths"), batch.weights().expect("has weights"));
     let (samples, all) = (batch.require_reference_samples("a test")?, batch.require_all_responses("a test")?);
+    let student = batch.require_student_margin("a test")?;
+    let own = batch.require_policy_samples("a test")?;
     let columns = [
+        &student,
+        own.policy(),
+        own.reference(),
         logps.chosen(),
         logps.rejected(),
         logps.ref_chosen(),
@@ -418,6 +425,8 @@ fn batches_are_put_together_column_by_column() -> Result<()> {
     // The path to the policy is kept.
     whole.logps().chosen().sum(Kind::Double).backward();
     assert_eq!(numbers(&built.policy[0].grad()), [1.0; 8]);
+    whole.require_student_margin("a test")?.sum(Kind::Double).backward();
+    assert_eq!(numbers(&built.policy[5].grad()), [-1.0; 8]);
     let bare = PreferenceBatch::concatenated(&[bare(2)?, bare(3)?])?;
     assert!(bare.rewards().is_none() && bare.weights().is_none() && bare.lengths().is_none());
     assert_eq!(bare.len(), 5);
@@ -427,7 +436,7 @@ fn batches_are_put_together_column_by_column() -> Result<()> {
 #[test]
 fn batches_of_unlike_columns_are_not_put_together() -> Result<()> {
     type Add = fn(PreferenceBatch) -> Result<PreferenceBatch>;
-    let columns: [(&str, Add); 6] = [
+    let columns: [(&str, Add); 8] = [
         ("rewards", |b| b.with_rewards(RewardScores::new(ones(&[3, 2]), ones(&[3, 2]))?)),
         ("weights", |b| b.with_weights(ones(&[2]))),
         ("soft_labels", |b| b.with_soft_labels(ones(&[2]))),
@@ -436,6 +445,8 @@ fn batches_of_unlike_columns_are_not_put_together() -> Result<()> {
             b.with_lengths(ResponseLengths::new(tokens(), tokens())?)
         }),
         ("reference_samples", |b| b.with_reference_samples(ResponseTable::new(ones(&[2, 4]), ones(&[2, 4]))?)),
+        ("student_scores", |b| b.with_student_scores(RewardScores::new(ones(&[1, 2]), ones(&[1, 2]))?)),
+        ("policy_samples", |b| b.with_policy_samples(ResponseTable::new(ones(&[2, 4]), ones(&[2, 4]))?)),
         ("all_responses", |b| b.with_all_responses(ResponseTable::new(ones(&[2, 4]), ones(&[2, 4]))?)),
     ];
     for (column, add) in columns {

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use prefopt::{
-    PairLogps, PreferenceBatch, ResponseTable, Result, RewardScores,
+    PairLogps, PreferenceBatch, ResponseLengths, ResponseTable, Result, RewardScores,
     tch::{Device, Kind, Tensor},
 };
 
@@ -32,6 +32,12 @@ pub struct Columns {
     /// `[batch][responses]`, policy then reference.
     pub samples: [Vec<Vec<f64>>; 2],
     pub all: [Vec<Vec<f64>>; 2],
+    /// Scores of the policy's own reward head, chosen then rejected.
+    pub student: [Vec<f64>; 2],
+    /// Samples of the policy, `[batch][responses]`, policy then reference.
+    pub own: [Vec<Vec<f64>>; 2],
+    /// Tokens of the chosen and the rejected responses.
+    pub lengths: [Vec<i64>; 2],
 }
 
 /// The crate's batch, and the leaves it was made of.
@@ -53,17 +59,26 @@ impl Columns {
         let (samples, all) = (table(batch), table(batch));
         let mut scores = || (0..members).map(|_| draw(-192, 192, batch)).collect();
         let (chosen_scores, rejected_scores) = (scores(), scores());
+        let [chosen, rejected, ref_chosen, ref_rejected] = [(); 4].map(|()| draw(-1280, -640, batch));
+        let (soft_labels, weights) = (draw(0, 65, batch), draw(16, 128, batch));
+        let student = [(); 2].map(|()| draw(-192, 192, batch));
+        let own = [(); 2].map(|()| (0..batch).map(|_| draw(-256, -8, RESPONSES)).collect());
+        // Powers of two: the quotients stay exact in f32.
+        let lengths = [(); 2].map(|()| (0..batch).map(|_| 1 << rng.random_range(0..4)).collect());
         Self {
-            chosen: draw(-1280, -640, batch),
-            rejected: draw(-1280, -640, batch),
-            ref_chosen: draw(-1280, -640, batch),
-            ref_rejected: draw(-1280, -640, batch),
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
             chosen_scores,
             rejected_scores,
-            soft_labels: draw(0, 65, batch),
-            weights: draw(16, 128, batch),
+            soft_labels,
+            weights,
             samples,
             all,
+            student,
+            own,
+            lengths,
         }
     }
 
@@ -86,6 +101,7 @@ impl Columns {
             rejected: self.ref_rejected.clone(),
             samples: [self.samples[1].clone(), self.samples[1].clone()],
             all: [self.all[1].clone(), self.all[1].clone()],
+            own: [self.own[1].clone(), self.own[1].clone()],
             ..self
         }
     }
@@ -123,7 +139,9 @@ impl Columns {
     /// Every number that the policy gives.
     pub fn policy(&mut self) -> Vec<&mut f64> {
         let tables = self.samples[0].iter_mut().chain(&mut self.all[0]).flatten();
-        self.chosen.iter_mut().chain(&mut self.rejected).chain(tables).collect()
+        let [student_chosen, student_rejected] = &mut self.student;
+        let own = student_chosen.iter_mut().chain(student_rejected).chain(self.own[0].iter_mut().flatten());
+        self.chosen.iter_mut().chain(&mut self.rejected).chain(tables).chain(own).collect()
     }
 
     pub fn batch(&self) -> PreferenceBatch {
@@ -135,7 +153,15 @@ impl Columns {
         let leaf = |tensor: Tensor| tensor.to_kind(kind).to_device(device).set_requires_grad(true);
         let vector = |values: &[f64]| leaf(Tensor::from_slice(values));
         let matrix = |rows: &[Vec<f64>]| leaf(Tensor::from_slice2(rows));
-        let policy = vec![vector(&self.chosen), vector(&self.rejected), matrix(&self.samples[0]), matrix(&self.all[0])];
+        let policy = vec![
+            vector(&self.chosen),
+            vector(&self.rejected),
+            matrix(&self.samples[0]),
+            matrix(&self.all[0]),
+            vector(&self.student[0]),
+            vector(&self.student[1]),
+            matrix(&self.own[0]),
+        ];
         let data = vec![
             ("ref_chosen", vector(&self.ref_chosen)),
             ("ref_rejected", vector(&self.ref_rejected)),
@@ -145,14 +171,20 @@ impl Columns {
             ("weights", vector(&self.weights)),
             ("sampled reference", matrix(&self.samples[1])),
             ("whole reference", matrix(&self.all[1])),
+            ("reference of own samples", matrix(&self.own[1])),
         ];
+        let [chosen_lengths, rejected_lengths] =
+            self.lengths.each_ref().map(|l| Tensor::from_slice(l).to_device(device));
         let (p, d) = (|i: usize| policy[i].shallow_clone(), |i: usize| data[i].1.shallow_clone());
         let batch = PreferenceBatch::new(PairLogps::new(p(0), p(1), d(0), d(1))?)
             .with_rewards(RewardScores::new(d(2), d(3))?)?
             .with_soft_labels(d(4))?
             .with_weights(d(5))?
             .with_reference_samples(ResponseTable::new(p(2), d(6))?)?
-            .with_all_responses(ResponseTable::new(p(3), d(7))?)?;
+            .with_all_responses(ResponseTable::new(p(3), d(7))?)?
+            .with_student_scores(RewardScores::single(&p(4), &p(5))?)?
+            .with_policy_samples(ResponseTable::new(p(6), d(8))?)?
+            .with_lengths(ResponseLengths::new(chosen_lengths, rejected_lengths)?)?;
         Ok(Built { batch, policy, data })
     }
 }

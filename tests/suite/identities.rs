@@ -222,6 +222,12 @@ fn a_weight_is_a_number_of_copies() -> Result<()> {
             weights: vec![1.0; 7],
             samples: [0, 1].map(|i| repeat_rows(&weighted.samples[i])),
             all: [0, 1].map(|i| repeat_rows(&weighted.all[i])),
+            student: weighted.student.each_ref().map(repeat),
+            own: [0, 1].map(|i| repeat_rows(&weighted.own[i])),
+            lengths: weighted
+                .lengths
+                .each_ref()
+                .map(|lengths| lengths.iter().zip(copies).flat_map(|(length, n)| vec![*length; n]).collect()),
         };
         let [a, b] = [weighted, repeated].map(|c| row.loss.mean(&c.batch()).map(|mean| number(&mean)));
         close(a?, b?, 1e-12, 1.0, row.name);

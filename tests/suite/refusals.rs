@@ -204,6 +204,11 @@ fn elements_outside_their_domain() {
     refused(batch().with_weights(t([1.0, 1.0, f64::NAN])), "weights[2] must be at least 0 and finite, got NaN");
     refused(batch().with_weights(t([f64::INFINITY, 1.0, 1.0])), "weights[0] must be at least 0 and finite, got inf");
     refused(batch().with_weights(t([0.0; 3])), "sum of weights must be positive, got 0");
+    let family = RewardScores::new(zeros(&[2, 3]), zeros(&[2, 3])).expect("fit each other");
+    refused(
+        batch().with_student_scores(family),
+        "with_student_scores takes one reward model, got 2: choose one with RewardScores::member, or average with RewardScores::averaged",
+    );
     refused(batch().with_soft_labels(t([0.0, 1.0, 1.5])), "soft_labels[2] must be in [0, 1], got 1.5");
     refused(batch().with_soft_labels(t([f64::NAN, 1.0, 0.5])), "soft_labels[0] must be in [0, 1], got NaN");
     let n = |x: [i64; 3]| Tensor::from_slice(&x);
