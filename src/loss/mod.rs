@@ -11,6 +11,7 @@ mod ipo;
 mod kl;
 mod logistic;
 mod pessimistic;
+mod uncertainty;
 
 use std::fmt::Debug;
 
@@ -22,6 +23,7 @@ pub use ipo::Ipo;
 pub use kl::ForwardKl;
 pub use logistic::{Dpo, Hinge, RobustDpo};
 pub use pessimistic::{Minimum, PessimisticDistillation};
+pub use uncertainty::{Spread, UncertaintyPenalised, UncertaintyWeighted};
 
 use crate::{PreferenceBatch, Result};
 

@@ -130,12 +130,45 @@ impl RewardScores {
         self.map(Tensor::detach)
     }
 
-    /// Standard deviation over members (population form) of the margins, averaged over pairs: how much the family disagrees.
+    /// r_m(y) − b_m: the scores relative to a zero of each member's own for the pair's prompt, `baseline` `[members, batch]`, in
+    /// units of reward. Margins stay as they are.
+    ///
+    /// A reward model is identified up to an offset c_m(x), arbitrary in each member, which [`uncertainty`](Self::uncertainty) would
+    /// count. A baseline that moves with the offset takes it away: each member's mean score over samples of the prompt, say. So
+    /// does the mean of the pair's own two scores, but what it leaves is ±Δr_m/2, and u_w = u_l whatever the family knows.
+    ///
+    /// # Errors
+    /// [`Rank`](Error::Rank), [`Length`](Error::Length), [`Device`](Error::Device) or [`Kind`](Error::Kind) when the baseline does
+    /// not fit the scores.
+    pub fn relative_to(&self, baseline: &Tensor) -> Result<Self> {
+        let named = Named::matrix("baseline", SHAPE, baseline).rank(2)?;
+        named.length(0, "members", self.members())?.like(&self.chosen)?;
+        Ok(self.map(|scores| scores - baseline))
+    }
+
+    /// \[u_w, u_l\], `[batch]` each: standard deviation over members (population form) of the chosen and of the rejected scores, in
+    /// units of reward, detached; 0 for a family of one. Take the members' offsets away before: [`relative_to`](Self::relative_to).
+    pub fn uncertainty(&self) -> [Tensor; 2] {
+        [&self.chosen, &self.rejected].map(deviation)
+    }
+
+    /// u, `[batch]`: standard deviation over members (population form) of the margins, in units of reward, detached; offsets
+    /// cancel in it. |u_w − u_l| ≤ u ≤ u_w + u_l.
+    pub fn margin_uncertainty(&self) -> Tensor {
+        deviation(&self.margins())
+    }
+
+    /// [`margin_uncertainty`](Self::margin_uncertainty) averaged over pairs: how much the family disagrees.
     pub fn margin_spread(&self) -> f64 {
-        self.margins().std_dim([0].as_slice(), false, false).mean(Kind::Double).double_value(&[])
+        self.margin_uncertainty().mean(Kind::Double).double_value(&[])
     }
 
     fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         Self { chosen: f(&self.chosen), rejected: f(&self.rejected) }
     }
+}
+
+/// Over members, `[members, batch]` to `[batch]`.
+fn deviation(scores: &Tensor) -> Tensor {
+    scores.detach().std_dim([0].as_slice(), false, false)
 }

@@ -4,7 +4,7 @@ use std::{cell::RefCell, num::NonZeroUsize, ops::Range, rc::Rc};
 
 use prefopt::{
     Error, PairLogps, PreferenceBatch, PreferenceLoss, ResponseLengths, ResponseTable, Result, RewardScores,
-    loss::{Dpo, ForwardKl, Minimum, PessimisticDistillation, RewardDistillation},
+    loss::{Dpo, ForwardKl, Minimum, PessimisticDistillation, RewardDistillation, UncertaintyWeighted},
     reward::{BradleyTerry, RewardBatch},
     tch::{Device, Kind, Tensor},
     train::{AdamW, AdamWConfig, Descent, Flow, PolicyTrainer, RewardTrainer, StepReport, Trainer},
@@ -51,11 +51,12 @@ fn losses() -> Result<Vec<Entry>> {
     let batch = PessimisticDistillation::new(BETA)?;
     let hull = batch.with_minimum(Minimum::Hull);
     let first_margin = |batch: &PreferenceBatch| batch.rewards().expect("has scores").margins().select(0, 0).abs();
-    let combinations: [(&'static str, Box<dyn PreferenceLoss>); 5] = [
+    let combinations: [(&'static str, Box<dyn PreferenceLoss>); 6] = [
         ("minimum over the batch, anchored", Box::new(batch.plus(0.5, ForwardKl::Exact))),
         ("hull, anchored", Box::new(hull.plus(0.5, ForwardKl::ReferenceSamples))),
         ("dpo beside the hull", Box::new(Dpo::new(BETA)?.plus(0.5, hull))),
         ("weighted minimum over the batch", Box::new(batch.weighted_by(first_margin))),
+        ("uncertainty-weighted minimum over the batch", Box::new(UncertaintyWeighted::new(batch, 1.5)?)),
         ("hull beside a weighted batch", Box::new(hull.plus(-0.25, batch.weighted_by(first_margin).plus(2.0, batch)))),
     ];
     let rows = table()?.into_iter().map(|row| (row.name, row.members, row.loss));

@@ -25,6 +25,7 @@ mod steps;
 mod table;
 mod training;
 mod traits;
+mod uncertainty;
 mod values;
 
 use prefopt::tch::{Kind, Tensor};

@@ -4,17 +4,19 @@ use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
         Dpo, ForwardKl, Hinge, Ipo, Minimum, PessimisticDistillation, ProbabilityMatching, RewardDistillation,
-        RobustDpo, from_fn,
+        RobustDpo, Spread, UncertaintyPenalised, UncertaintyWeighted, from_fn,
     },
 };
 
-use crate::{columns::Columns, oracle};
+use crate::{columns::Columns, oracle, uncertainty::uncertainties};
 
 /// A power of two, so that βh is exact in f32.
 pub const BETA: f64 = 0.25;
 const FLIP: f64 = 0.2;
 const TAU: f64 = 0.3;
 const GAMMA: f64 = 0.5;
+const PESSIMISM: f64 = 0.5;
+const TEMPERATURE: f64 = 1.5;
 
 pub struct Row {
     pub name: &'static str,
@@ -107,6 +109,33 @@ pub fn table() -> Result<Vec<Row>> {
             oracle::mix(&residuals, &oracle::hull_weights(&residuals, &c.weights)).iter().map(|r| r * r).collect()
         })
         .needs(SCORES, "PessimisticDistillation"),
+        row("updpo, responses", UncertaintyPenalised::new(BETA, PESSIMISM)?, |c| {
+            let [chosen, rejected, _] = uncertainties(c);
+            each(c, |i, bh| oracle::dpo(bh + PESSIMISM * (chosen[i] - rejected[i]), 0.0))
+        })
+        .exact()
+        .needs(SCORES, "UncertaintyPenalised"),
+        row("updpo, margin", UncertaintyPenalised::new(BETA, PESSIMISM)?.with_spread(Spread::Margin), |c| {
+            let [_, _, margin] = uncertainties(c);
+            each(c, |i, bh| oracle::dpo(bh + PESSIMISM * margin[i], 0.0))
+        })
+        .exact()
+        .needs(SCORES, "UncertaintyPenalised"),
+        row("uncertainty-weighted dpo, margin", UncertaintyWeighted::new(Dpo::new(BETA)?, TEMPERATURE)?, |c| {
+            let [_, _, margin] = uncertainties(c);
+            each(c, |i, bh| (-margin[i] / TEMPERATURE).exp() * oracle::dpo(bh, 0.0))
+        })
+        .exact()
+        .needs(SCORES, "UncertaintyWeighted"),
+        row(
+            "uncertainty-weighted ipo, responses",
+            UncertaintyWeighted::new(Ipo::new(TAU)?, TEMPERATURE)?.with_spread(Spread::Responses),
+            |c| {
+                let [chosen, rejected, _] = uncertainties(c);
+                each(c, |i, bh| (-(chosen[i] + rejected[i]) / TEMPERATURE).exp() * oracle::ipo(bh / BETA, TAU))
+            },
+        )
+        .needs(SCORES, "UncertaintyWeighted"),
         row("kl, exact", ForwardKl::Exact, exact_kl).needs(ALL, "ForwardKl::Exact"),
         row("kl, samples", ForwardKl::ReferenceSamples, sampled_kl).needs(SAMPLES, "ForwardKl::ReferenceSamples"),
         // e^{log-ratio} overflows by definition.

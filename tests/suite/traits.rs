@@ -8,7 +8,7 @@ use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
         Dpo, ForwardKl, FromFn, Hinge, Ipo, Minimum, PessimisticDistillation, Plus, ProbabilityMatching,
-        RewardDistillation, RobustDpo, Target, WeightedBy, from_fn,
+        RewardDistillation, RobustDpo, Spread, Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
     },
     reward::BradleyTerry,
     tch::Tensor,
@@ -34,6 +34,9 @@ fn losses_are_values() {
     is_a_value::<Plus<Plus<Dpo, ForwardKl>, Hinge>>();
     is_a_value::<WeightedBy<Dpo, fn(&PreferenceBatch) -> Tensor>>();
     is_a_value::<FromFn<fn(&PreferenceBatch) -> Result<Tensor>>>();
+    is_a_value::<Spread>();
+    is_a_value::<UncertaintyPenalised>();
+    is_a_value::<UncertaintyWeighted<Plus<Dpo, ForwardKl>>>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
@@ -67,6 +70,13 @@ fn losses_survive_a_configuration_file() -> Result<()> {
     survives(ForwardKl::OwnResponses, r#""own_responses""#);
     let sum = Dpo::new(0.1)?.plus(0.5, ForwardKl::Exact);
     survives(sum, r#"{"loss":{"beta":0.1,"flip_rate":0.0},"weight":0.5,"term":"exact"}"#);
+    survives(Spread::Responses, r#""responses""#);
+    survives(Spread::Margin, r#""margin""#);
+    let penalised = UncertaintyPenalised::new(0.1, 0.5)?;
+    survives(penalised, r#"{"beta":0.1,"pessimism":0.5,"spread":"responses"}"#);
+    survives(penalised.with_spread(Spread::Margin), r#"{"beta":0.1,"pessimism":0.5,"spread":"margin"}"#);
+    let weighted = UncertaintyWeighted::new(Ipo::new(0.5)?, 2.0)?;
+    survives(weighted, r#"{"loss":{"tau":0.5},"temperature":2.0,"spread":"margin"}"#);
     survives(BradleyTerry::new(0.01)?, r#"{"centring":0.01}"#);
     survives(Warmup::new(3).then_cosine(9)?, r#"{"steps":3,"cosine_until":9}"#);
     survives(Constant, "null");
