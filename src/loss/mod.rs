@@ -6,6 +6,7 @@
 
 mod combine;
 mod distillation;
+mod drdo;
 mod hull;
 mod ipo;
 mod kl;
@@ -19,6 +20,7 @@ use tch::Tensor;
 
 pub use combine::{FromFn, Plus, WeightedBy, from_fn};
 pub use distillation::{ProbabilityMatching, RewardDistillation, Target};
+pub use drdo::{Contrast, Drdo, FocalWeight, Likelihood};
 pub use ipo::Ipo;
 pub use kl::ForwardKl;
 pub use logistic::{Dpo, Hinge, RobustDpo};

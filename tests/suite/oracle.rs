@@ -34,6 +34,18 @@ pub fn distillation(margin: f64, bh: f64) -> f64 {
     (margin - bh).powi(2)
 }
 
+/// log(1 − eˣ), x < 0.
+pub fn log1mexp(x: f64) -> f64 {
+    if x > -0.5 { (-x.exp_m1()).ln() } else { (-x.exp()).ln_1p() }
+}
+
+/// Nath et al. 2024: d² + α (1 − p_w)^γ [−log π_w − s·log(1 − π_l)], p_w = σ(log π_w − log π_l), d the difference of the margins; s is 1
+/// in the corrected form and −1 in the printed one.
+pub fn drdo(residual: f64, [chosen, rejected]: [f64; 2], alpha: f64, gamma: f64, sign: f64) -> f64 {
+    let contrast = -chosen - sign * log1mexp(rejected);
+    residual.powi(2) + alpha * sigmoid(rejected - chosen).powf(gamma) * contrast
+}
+
 /// Cross-entropy against a soft label p, of which 1 − p is given apart so that neither is rounded to 0.
 pub fn matching(p: f64, not_p: f64, bh: f64) -> f64 {
     -p * log_sigmoid(bh) - not_p * log_sigmoid(-bh)

@@ -3,8 +3,8 @@
 use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
-        Dpo, ForwardKl, Hinge, Ipo, Minimum, PessimisticDistillation, ProbabilityMatching, RewardDistillation,
-        RobustDpo, Spread, UncertaintyPenalised, UncertaintyWeighted, from_fn,
+        Contrast, Dpo, Drdo, ForwardKl, Hinge, Ipo, Likelihood, Minimum, PessimisticDistillation, ProbabilityMatching,
+        RewardDistillation, RobustDpo, Spread, UncertaintyPenalised, UncertaintyWeighted, from_fn,
     },
 };
 
@@ -67,6 +67,8 @@ impl Row {
 pub fn table() -> Result<Vec<Row>> {
     let ensemble = PessimisticDistillation::new(BETA)?;
     let first_margin = |batch: &PreferenceBatch| batch.rewards().expect("has scores").margins().select(0, 0).abs();
+    let printed = Drdo::new().with_contrast_weight(0.75)?.with_focus(0.5)?;
+    let printed = printed.with_contrast(Contrast::Printed).with_likelihood(Likelihood::Sum);
     let likelihood = from_fn(|batch: &PreferenceBatch| Ok(-batch.logps().chosen()));
     Ok(vec![
         row("dpo", Dpo::new(BETA)?, |c| each(c, |_, bh| oracle::dpo(bh, 0.0))).exact(),
@@ -136,6 +138,10 @@ pub fn table() -> Result<Vec<Row>> {
             },
         )
         .needs(SCORES, "UncertaintyWeighted"),
+        row("drdo", Drdo::new(), |c| drdo(c, Likelihood::TokenMean, 0.1, 2.0, 1.0)).alone().needs(SCORES, "Drdo"),
+        row("drdo, printed, sums", printed, |c| drdo(c, Likelihood::Sum, 0.75, 0.5, -1.0))
+            .alone()
+            .needs(SCORES, "Drdo"),
         row("kl, exact", ForwardKl::Exact, exact_kl).needs(ALL, "ForwardKl::Exact"),
         row("kl, samples", ForwardKl::ReferenceSamples, sampled_kl).needs(SAMPLES, "ForwardKl::ReferenceSamples"),
         // e^{log-ratio} overflows by definition.
@@ -190,4 +196,11 @@ fn exact_kl(c: &Columns) -> Vec<f64> {
 
 fn sampled_kl(c: &Columns) -> Vec<f64> {
     rows(&c.samples).map(|(policy, reference)| oracle::k1(reference, policy)).collect()
+}
+
+fn drdo(c: &Columns, likelihood: Likelihood, alpha: f64, gamma: f64, sign: f64) -> Vec<f64> {
+    let tokens = |side: usize, i: usize| if likelihood == Likelihood::Sum { 1.0 } else { c.lengths[side][i] as f64 };
+    let residual = |i: usize| c.reward_margins()[0][i] - (c.student[0][i] - c.student[1][i]);
+    let of = |i: usize| [c.chosen[i] / tokens(0, i), c.rejected[i] / tokens(1, i)];
+    (0..c.len()).map(|i| oracle::drdo(residual(i), of(i), alpha, gamma, sign)).collect()
 }

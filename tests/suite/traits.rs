@@ -7,10 +7,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
-        Dpo, ForwardKl, FromFn, Hinge, Ipo, Minimum, PessimisticDistillation, Plus, ProbabilityMatching,
-        RewardDistillation, RobustDpo, Spread, Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
+        Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Hinge, Ipo, Likelihood, Minimum, PessimisticDistillation,
+        Plus, ProbabilityMatching, RewardDistillation, RobustDpo, Spread, Target, UncertaintyPenalised,
+        UncertaintyWeighted, WeightedBy, from_fn,
     },
-    reward::BradleyTerry,
+    reward::{BradleyTerry, WithLikelihood},
     tch::Tensor,
     train::{AdamWConfig, Constant, Warmup},
 };
@@ -37,6 +38,11 @@ fn losses_are_values() {
     is_a_value::<Spread>();
     is_a_value::<UncertaintyPenalised>();
     is_a_value::<UncertaintyWeighted<Plus<Dpo, ForwardKl>>>();
+    is_a_value::<Drdo>();
+    is_a_value::<Contrast>();
+    is_a_value::<Likelihood>();
+    is_a_value::<FocalWeight>();
+    is_a_value::<WithLikelihood>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
@@ -78,6 +84,10 @@ fn losses_survive_a_configuration_file() -> Result<()> {
     let weighted = UncertaintyWeighted::new(Ipo::new(0.5)?, 2.0)?;
     survives(weighted, r#"{"loss":{"tau":0.5},"temperature":2.0,"spread":"margin"}"#);
     survives(BradleyTerry::new(0.01)?, r#"{"centring":0.01}"#);
+    survives(
+        WithLikelihood::new(BradleyTerry::new(0.01)?, 0.5)?,
+        r#"{"objective":{"centring":0.01},"likelihood_weight":0.5}"#,
+    );
     survives(Warmup::new(3).then_cosine(9)?, r#"{"steps":3,"cosine_until":9}"#);
     survives(Constant, "null");
     survives(AdamWConfig::default(), r#"{"beta1":0.9,"beta2":0.999,"epsilon":1e-8,"weight_decay":0.0}"#);
