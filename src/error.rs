@@ -181,6 +181,18 @@ pub enum Error {
         /// The size it had.
         size: i64,
     },
+    /// A table of transport costs for which the monotone coupling need not be optimal.
+    #[error(
+        "costs are not Monge: c[i,j] + c[i+1,j+1] exceeds c[i,j+1] + c[i+1,j] by {excess} at i = {row}, j = {column}"
+    )]
+    NotMonge {
+        /// i, from 0.
+        row: usize,
+        /// j, from 0.
+        column: usize,
+        /// By how much the sum of the straight moves exceeds that of the crossing ones.
+        excess: f64,
+    },
     /// A vote for a category that there is not.
     #[error("vote {vote} is for category {category}, but there are {categories}, numbered from 0")]
     CategoryOutOfRange {

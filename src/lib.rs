@@ -18,6 +18,7 @@
 //! | a checked batch of pairs and the columns that losses read | [`pairs`] |
 //! | losses, regularisers and how they combine | [`loss`] |
 //! | reward models | [`reward`] |
+//! | votes, annotators and what a crowd of them wants | [`population`] |
 //! | metrics | [`diagnostics`] |
 //! | steps and loops | [`train`] |
 //! | operations with a backward pass of their own, checkpointing | [`autograd`] |
@@ -66,6 +67,7 @@ pub mod matmul;
 mod native;
 pub mod packed;
 pub mod pairs;
+pub mod population;
 pub mod reward;
 pub mod train;
 

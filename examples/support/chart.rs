@@ -205,6 +205,8 @@ impl Paint for Panel {
 
 /// Three digits at most, and no more than the number needs.
 fn short(x: f64) -> String {
+    // An axis reaches 0 by adding, and may miss it.
+    let x = if x.abs() < 1e-12 { 0.0 } else { x };
     let digits =
         if x == 0.0 || x.abs() >= 100.0 { 0 } else { (2 - x.abs().log10().floor() as i32).clamp(0, 4) as usize };
     let text = format!("{x:.digits$}");

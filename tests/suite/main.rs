@@ -6,6 +6,7 @@
 mod accumulation;
 mod autograd;
 mod columns;
+mod distributional;
 mod drdo;
 mod gradients;
 mod head;

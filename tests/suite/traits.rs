@@ -11,7 +11,7 @@ use prefopt::{
         Plus, ProbabilityMatching, RewardDistillation, RobustDpo, Spread, Target, UncertaintyPenalised,
         UncertaintyWeighted, WeightedBy, from_fn,
     },
-    reward::{BradleyTerry, WithLikelihood},
+    reward::{BradleyTerry, Cost, CrossEntropy, OptimalTransport, SquaredCdf, WithLikelihood},
     tch::Tensor,
     train::{AdamWConfig, Constant, Warmup},
 };
@@ -43,6 +43,10 @@ fn losses_are_values() {
     is_a_value::<Likelihood>();
     is_a_value::<FocalWeight>();
     is_a_value::<WithLikelihood>();
+    is_a_value::<OptimalTransport>();
+    is_a_value::<Cost>();
+    is_a_value::<SquaredCdf>();
+    is_a_value::<CrossEntropy>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
