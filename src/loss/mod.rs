@@ -12,6 +12,7 @@ mod ipo;
 mod kl;
 mod logistic;
 mod pessimistic;
+mod spo;
 mod uncertainty;
 
 use std::fmt::Debug;
@@ -22,9 +23,10 @@ pub use combine::{FromFn, Plus, WeightedBy, from_fn};
 pub use distillation::{ProbabilityMatching, RewardDistillation, Target};
 pub use drdo::{Contrast, Drdo, FocalWeight, Likelihood};
 pub use ipo::Ipo;
-pub use kl::ForwardKl;
+pub use kl::{ForwardKl, ReverseKl};
 pub use logistic::{Dpo, Hinge, RobustDpo};
 pub use pessimistic::{Minimum, PessimisticDistillation};
+pub use spo::{PairWeight, Spo};
 pub use uncertainty::{Spread, UncertaintyPenalised, UncertaintyWeighted};
 
 use crate::{PreferenceBatch, Result};

@@ -35,13 +35,13 @@ fn central_differences(row: &Row, columns: &Columns) -> Vec<f64> {
 /// right for the minimised mean only (Danskin's theorem).
 #[test]
 fn equal_central_differences() -> Result<()> {
-    for row in table()? {
+    for row in table()?.iter().filter(|row| !row.surrogate) {
         for seed in 100..110 {
             let columns = Columns::random(4, row.members, seed);
             for columns in [columns.clone(), columns.unweighted()] {
                 let built = columns.build(Kind::Double, Device::Cpu)?;
                 row.loss.mean(&built.batch)?.backward();
-                all_close(&gradient(&built), &central_differences(&row, &columns), 1e-7, row.name);
+                all_close(&gradient(&built), &central_differences(row, &columns), 1e-7, row.name);
             }
         }
     }

@@ -23,6 +23,8 @@ mod packed;
 mod pessimism;
 mod products;
 mod refusals;
+mod reverse_kl;
+mod spo;
 mod steps;
 mod table;
 mod training;

@@ -34,6 +34,11 @@ pub fn distillation(margin: f64, bh: f64) -> f64 {
     (margin - bh).powi(2)
 }
 
+/// Sharifnassab et al. 2024: −μ log σ(αd)/α with μ = (π_w + π_l)^power.
+pub fn spo(chosen: f64, rejected: f64, alpha: f64, power: f64) -> f64 {
+    -(chosen.exp() + rejected.exp()).powf(power) * log_sigmoid(alpha * (chosen - rejected)) / alpha
+}
+
 /// log(1 − eˣ), x < 0.
 pub fn log1mexp(x: f64) -> f64 {
     if x > -0.5 { (-x.exp_m1()).ln() } else { (-x.exp()).ln_1p() }

@@ -7,9 +7,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
-        Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Hinge, Ipo, Likelihood, Minimum, PessimisticDistillation,
-        Plus, ProbabilityMatching, RewardDistillation, RobustDpo, Spread, Target, UncertaintyPenalised,
-        UncertaintyWeighted, WeightedBy, from_fn,
+        Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Hinge, Ipo, Likelihood, Minimum, PairWeight,
+        PessimisticDistillation, Plus, ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Spo, Spread,
+        Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
     },
     reward::{BradleyTerry, Cost, CrossEntropy, OptimalTransport, SquaredCdf, WithLikelihood},
     tch::Tensor,
@@ -47,6 +47,10 @@ fn losses_are_values() {
     is_a_value::<Cost>();
     is_a_value::<SquaredCdf>();
     is_a_value::<CrossEntropy>();
+    is_a_value::<Spo>();
+    is_a_value::<PairWeight>();
+    is_a_value::<ReverseKl>();
+    is_a_value::<Plus<Spo, ReverseKl>>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
@@ -80,6 +84,8 @@ fn losses_survive_a_configuration_file() -> Result<()> {
     survives(ForwardKl::OwnResponses, r#""own_responses""#);
     let sum = Dpo::new(0.1)?.plus(0.5, ForwardKl::Exact);
     survives(sum, r#"{"loss":{"beta":0.1,"flip_rate":0.0},"weight":0.5,"term":"exact"}"#);
+    survives(Spo::new(0.5)?, r#"{"alpha":0.5,"pair_weight":"equal"}"#);
+    survives(ReverseKl::PolicySamples, r#""policy_samples""#);
     survives(Spread::Responses, r#""responses""#);
     survives(Spread::Margin, r#""margin""#);
     let penalised = UncertaintyPenalised::new(0.1, 0.5)?;
