@@ -145,6 +145,18 @@ parameter!(
     CostPower, "cost_power", "at least 1 and finite", |x| x >= 1.0 && x.is_finite()
 );
 
+parameter!(
+    /// Change of a log-likelihood in one round, in nats a vote, at which an iteration ends.
+    Tolerance, "tolerance", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+
+impl Default for Tolerance {
+    /// Ends at a fixed point.
+    fn default() -> Self {
+        Self(0.0)
+    }
+}
+
 impl Default for FlipRate {
     /// Every label is right.
     fn default() -> Self {

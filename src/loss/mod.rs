@@ -7,6 +7,7 @@
 mod combine;
 mod distillation;
 mod drdo;
+mod gpo;
 mod hull;
 mod ipo;
 mod kl;
@@ -22,6 +23,7 @@ use tch::Tensor;
 pub use combine::{FromFn, Plus, WeightedBy, from_fn};
 pub use distillation::{ProbabilityMatching, RewardDistillation, Target};
 pub use drdo::{Contrast, Drdo, FocalWeight, Likelihood};
+pub use gpo::{Centring, Gpo, scores_against};
 pub use ipo::Ipo;
 pub use kl::{ForwardKl, ReverseKl};
 pub use logistic::{Dpo, Hinge, RobustDpo};

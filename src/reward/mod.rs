@@ -5,6 +5,7 @@
 mod distributional;
 mod heads;
 mod objective;
+mod preference;
 
 pub use distributional::{
     Categories, Cost, CrossEntropy, DistributionBatch, DistributionLoss, DistributionalHead, MongeTransport,
@@ -12,3 +13,4 @@ pub use distributional::{
 };
 pub use heads::{EnsembleHead, RewardScorer, ScalarHead};
 pub use objective::{BradleyTerry, RewardBatch, RewardObjective, WithLikelihood};
+pub use preference::{GeneralPreference, GeneralPreferenceHead, Norm, ScaleGate, preference_score, preference_table};

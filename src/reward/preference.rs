@@ -44,10 +44,10 @@ pub enum ScaleGate {
 /// (v\[2b\], v\[2b+1\]).
 ///
 /// [`preference_score`] compares two embeddings. A single score ranks; this holds cycles too, with one forward pass a response. k blocks
-/// fit any table whose skew-symmetric matrix has rank 2k or less.
+/// of free length fit any antisymmetric table of rank 2k or less.
 ///
-/// A starts at random: at v = 0 every score is 0 **and so is its gradient**, s being bilinear, and a head started there would never move. The
-/// bias is kept (the authors' code has none), so that [`Norm::Free`] contains v = (r, 1).
+/// A starts at random: at v = 0 every score is 0 **and so is its gradient**, s being bilinear, and a head started there would never move.
+/// The bias is kept (the authors' code has none), so that [`Norm::Free`] contains v = (r, 1).
 ///
 /// Source: Zhang et al. 2024, "Beyond Bradley–Terry models: a general preference model for language model alignment". Its `value_head_dim`
 /// is 2k.

@@ -7,11 +7,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
-        Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Hinge, Ipo, Likelihood, Minimum, PairWeight,
-        PessimisticDistillation, Plus, ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Spo, Spread,
-        Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
+        Centring, Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Gpo, Hinge, Ipo, Likelihood, Minimum,
+        PairWeight, PessimisticDistillation, Plus, ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Spo,
+        Spread, Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
     },
-    reward::{BradleyTerry, Cost, CrossEntropy, OptimalTransport, SquaredCdf, WithLikelihood},
+    reward::{
+        BradleyTerry, Cost, CrossEntropy, GeneralPreference, Norm, OptimalTransport, ScaleGate, SquaredCdf,
+        WithLikelihood,
+    },
     tch::Tensor,
     train::{AdamWConfig, Constant, Warmup},
 };
@@ -51,6 +54,11 @@ fn losses_are_values() {
     is_a_value::<PairWeight>();
     is_a_value::<ReverseKl>();
     is_a_value::<Plus<Spo, ReverseKl>>();
+    is_a_value::<Gpo>();
+    is_a_value::<Centring>();
+    is_a_value::<GeneralPreference>();
+    is_a_value::<Norm>();
+    is_a_value::<ScaleGate>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
@@ -86,6 +94,11 @@ fn losses_survive_a_configuration_file() -> Result<()> {
     survives(sum, r#"{"loss":{"beta":0.1,"flip_rate":0.0},"weight":0.5,"term":"exact"}"#);
     survives(Spo::new(0.5)?, r#"{"alpha":0.5,"pair_weight":"equal"}"#);
     survives(ReverseKl::PolicySamples, r#""policy_samples""#);
+    survives(Gpo::new(0.1)?, r#"{"beta":0.1,"centring":"prompt"}"#);
+    survives(Gpo::new(0.1)?.with_centring(Centring::None), r#"{"beta":0.1,"centring":"none"}"#);
+    survives(GeneralPreference::new(0.5)?.with_margin(0.25)?, r#"{"temperature":0.5,"margin":0.25}"#);
+    survives(Norm::Free, r#""free""#);
+    survives(ScaleGate::Softplus, r#""softplus""#);
     survives(Spread::Responses, r#""responses""#);
     survives(Spread::Margin, r#""margin""#);
     let penalised = UncertaintyPenalised::new(0.1, 0.5)?;
@@ -110,6 +123,8 @@ fn what_a_file_leaves_out_is_the_default() -> Result<()> {
     let ensemble = serde_json::from_str::<PessimisticDistillation>(r#"{"beta": 0.1}"#).expect("valid");
     assert_eq!(ensemble, PessimisticDistillation::new(0.1)?);
     assert_eq!(serde_json::from_str::<AdamWConfig>("{}").expect("valid"), AdamWConfig::default());
+    assert_eq!(serde_json::from_str::<Gpo>(r#"{"beta": 0.1}"#).expect("valid"), Gpo::new(0.1)?);
+    assert_eq!(serde_json::from_str::<GeneralPreference>("{}").expect("valid"), GeneralPreference::default());
     assert_eq!(serde_json::from_str::<Warmup>(r#"{"steps": 3}"#).expect("valid"), Warmup::new(3));
     Ok(())
 }
