@@ -1,4 +1,5 @@
-//! How costs grow: log-probabilities with tokens, vocabulary, width and budget, losses with pairs and members, attention with pairs.
+//! How costs grow: log-probabilities with tokens, vocabulary, width and budget, losses with pairs and members, attention with pairs, Pareto fronts
+//! with points.
 //!
 //!     cargo bench --bench scaling [-- FILTER]
 
@@ -9,8 +10,10 @@ use criterion::{
 };
 use prefopt::{
     PairLogps, PreferenceBatch, PreferenceLoss, Result, RewardScores,
+    diffusion::non_dominated_ranks,
     logps::VocabularyHead,
     loss::{Dpo, Minimum, PessimisticDistillation},
+    ndarray::Array2,
     packed::PackedRow,
 };
 use tch::{Device, Kind, Tensor};
@@ -106,5 +109,23 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, logps, losses, attention);
+/// Non-dominated sorting of points of four rewards: a cloud, and a sheet in which all are in one front.
+fn fronts(criterion: &mut Criterion) {
+    let mut group = group(criterion, "fronts");
+    for count in [2_500, 10_000] {
+        let cloud = Array2::from_shape_fn((count, 4), |(i, j)| {
+            ((i * 4 + j) as f64 * 12.9898).sin().mul_add(43758.547, 0.5).fract()
+        });
+        let mut sheet = cloud.clone();
+        for mut row in sheet.outer_iter_mut() {
+            row[3] = -(row[0] + row[1] + row[2]);
+        }
+        for (name, points) in [("cloud", cloud), ("sheet", sheet)] {
+            let id = BenchmarkId::new(name, count);
+            group.bench_function(id, |b| b.iter(|| non_dominated_ranks(points.view()).expect("finite points")));
+        }
+    }
+}
+
+criterion_group!(benches, logps, losses, attention, fronts);
 criterion_main!(benches);

@@ -157,6 +157,35 @@ impl Default for Tolerance {
     }
 }
 
+parameter!(
+    /// λ of a density ratio, in units of the risk: how dear it is to leave the data's distribution.
+    Lambda, "lambda", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// α of an α-divergence.
+    DivergencePower, "alpha", "above 1 and finite", |x| x > 1.0 && x.is_finite()
+);
+parameter!(
+    /// Share of rows that is accepted.
+    Coverage, "coverage", "above 0 and at most 1", |x| x > 0.0 && x <= 1.0
+);
+parameter!(
+    /// τ of a density ratio: rows below it are rejected.
+    RatioThreshold, "threshold", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// What a rejection costs where an error costs 1.
+    RejectionCost, "cost", "in [0, 1]", |x| (0.0..=1.0).contains(&x)
+);
+parameter!(
+    /// The largest class probability below which a prediction is rejected.
+    Confidence, "confidence", "in [0, 1]", |x| (0.0..=1.0).contains(&x)
+);
+parameter!(
+    /// b of a denoising weight σ(−λ + b): the log-SNR at which it is ½, in nats.
+    LogSnrShift, "shift", "finite", f64::is_finite
+);
+
 impl Default for FlipRate {
     /// Every label is right.
     fn default() -> Self {

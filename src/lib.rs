@@ -19,6 +19,8 @@
 //! | losses, regularisers and how they combine | [`loss`] |
 //! | reward models | [`reward`] |
 //! | votes, annotators and what a crowd of them wants | [`population`] |
+//! | which predictions and labels to leave out | [`rejection`] |
+//! | rewards that compete, and diffusion models | [`diffusion`] |
 //! | metrics | [`diagnostics`] |
 //! | steps and loops | [`train`] |
 //! | operations with a backward pass of their own, checkpointing | [`autograd`] |
@@ -58,7 +60,9 @@
 #![deny(missing_docs, missing_debug_implementations)]
 
 pub mod autograd;
+mod check;
 pub mod diagnostics;
+pub mod diffusion;
 pub mod domain;
 mod error;
 pub mod logps;
@@ -68,11 +72,13 @@ mod native;
 pub mod packed;
 pub mod pairs;
 pub mod population;
+pub mod rejection;
 pub mod reward;
 pub mod train;
 
 pub use error::{Error, Result};
 pub use loss::PreferenceLoss;
+pub use ndarray;
 pub use pairs::{PairLogps, PreferenceBatch, ResponseLengths, ResponseTable, RewardScores};
 pub use tch;
 

@@ -234,7 +234,9 @@ impl Report {
         let (held, cost) = (differ(spo_wide, dpo, drift), differ(spo_wide, dpo, gain));
         let same = differ(spo_wide, dpo_wide, drift);
         let cause = match verdict(&same) {
-            HOLDS => format!("SPO's contrast adds to it: {same} to DPO with the same divergence"),
+            HOLDS => format!(
+                "it is nearer than DPO with the divergence too, {same}, each at its own λ: that says nothing of the contrast\nunless the grids' curves differ"
+            ),
             FAILS => format!(
                 "not so because of SPO's contrast: DPO with the same divergence stays nearer, SPO's less DPO's {same}"
             ),

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod chart;
+pub mod diffusion;
 pub mod estimate;
 pub mod gold;
 pub mod gpt;

@@ -7,11 +7,8 @@ use rand::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    check,
-    mixture::{at_least_one, softmax},
-};
-use crate::{Error, Result};
+use super::mixture::{at_least_one, softmax};
+use crate::{Error, Result, check};
 
 /// What each type regrets under each policy, with a row of zeros below: `[types + 1, columns]`, nats for weights of 1.
 ///

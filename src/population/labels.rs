@@ -3,8 +3,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
-use super::check;
-use crate::{Error, Result, domain::Concentration};
+use crate::{Error, Result, check, domain::Concentration};
 
 const PRIOR: &str = "prior_mean";
 const SHAPE: &str = "[categories]";

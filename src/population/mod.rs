@@ -8,7 +8,6 @@
 //! | where a policy that plays a table of preferences against itself goes | [`SelfPlay`] |
 //! | how likely each ordered category is after some votes | [`DirichletPrior`], [`DirichletLabel`] |
 
-pub(crate) mod check;
 mod game;
 mod labels;
 mod mixture;

@@ -1,7 +1,6 @@
 use ndarray::{Array1, Array2, ArrayView1};
 
-use super::check;
-use crate::{Error, Result, domain::Beta};
+use crate::{Error, Result, check, domain::Beta};
 
 const SCORES: &str = "scores";
 const SQUARE: &str = "[responses, responses]";

@@ -1,7 +1,6 @@
 use rand::{Rng, RngExt, seq::SliceRandom};
 
-use super::check;
-use crate::{Error, Result};
+use crate::{Error, Result, check};
 
 const SHAPE: &str = "[votes]";
 

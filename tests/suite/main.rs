@@ -5,6 +5,7 @@
 
 mod accumulation;
 mod autograd;
+mod capo;
 mod columns;
 mod distributional;
 mod drdo;
@@ -25,6 +26,7 @@ mod pessimism;
 mod population;
 mod products;
 mod refusals;
+mod rejection;
 mod reverse_kl;
 mod spo;
 mod steps;

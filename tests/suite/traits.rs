@@ -59,6 +59,17 @@ fn losses_are_values() {
     is_a_value::<GeneralPreference>();
     is_a_value::<Norm>();
     is_a_value::<ScaleGate>();
+    is_a_value::<prefopt::rejection::Calibration>();
+    is_a_value::<prefopt::rejection::DensityRatio>();
+    is_a_value::<prefopt::rejection::Abstention>();
+    is_a_value::<prefopt::rejection::Rejector>();
+    is_a_value::<prefopt::rejection::Risk>();
+    is_a_value::<prefopt::rejection::LabelRisk>();
+    is_a_value::<prefopt::diffusion::Calibration>();
+    is_a_value::<prefopt::diffusion::TemperatureUnit>();
+    is_a_value::<prefopt::diffusion::Denoising>();
+    is_a_value::<prefopt::diffusion::Dimensions>();
+    is_a_value::<prefopt::diffusion::SamplePair>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();

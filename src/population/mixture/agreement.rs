@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::{Result, population::check};
+use crate::{Result, check};
 
 /// Adjusted Rand index of two clusterings of the same things, `[n]` each: 1 for equal ones whatever their labels, 0 on average for independent
 /// ones of these cluster sizes, negative below that.

@@ -5,11 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{PairWeights, Responsibilities, at_least_one, softmax};
-use crate::{
-    Error, Result,
-    domain::Tolerance,
-    population::{Votes, check},
-};
+use crate::{Error, Result, check, domain::Tolerance, population::Votes};
 
 /// Annotators summed by one job, in an order that does not depend on the number of threads.
 const BLOCK: usize = 1024;

@@ -1,9 +1,6 @@
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use crate::{
-    Error, Result,
-    population::{Votes, check},
-};
+use crate::{Error, Result, check, population::Votes};
 
 /// γ, the probability that each annotator is of each type: `[annotators, types]`, rows summing to 1.
 #[derive(Debug, Clone, PartialEq)]

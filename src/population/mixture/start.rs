@@ -9,10 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Responsibilities, at_least_one};
-use crate::{
-    Error, Result,
-    population::{Votes, check},
-};
+use crate::{Error, Result, check, population::Votes};
 
 /// Lloyd's rounds at most; a handful suffices.
 const ROUNDS: usize = 100;
