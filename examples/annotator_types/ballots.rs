@@ -21,6 +21,8 @@ const MOST: usize = 3;
 const ROUNDS: usize = 200;
 /// Precision of the normal prior on a and b, which keeps a type of few votes finite.
 const RIDGE: f64 = 1.0;
+/// By how many nats in all more types have to explain the held-out votes better.
+const WORTH: f64 = 1.0;
 /// Fewer annotators than this are persons, not a population.
 const POPULATION: usize = 30;
 
@@ -83,7 +85,7 @@ pub fn describe(path: &Path) -> Result<String> {
             format!("{:.4}", each[1]),
             fit.trace.len().to_string(),
         ]);
-        if best.is_none_or(|(most, _)| total > most) {
+        if best.is_none_or(|(most, _)| total > most + WORTH) {
             best = Some((total, types));
         }
     }
