@@ -68,7 +68,6 @@ impl Denoising {
     }
 
     /// w_t = σ(−λ_t + b), of the shape of λ_t, without a gradient.
-    #[must_use]
     pub fn weight(&self, log_snr: &Tensor) -> Tensor {
         (self.shift.get() - log_snr.detach()).sigmoid()
     }
