@@ -112,7 +112,7 @@ fn planted_types_are_found() -> Result<()> {
     let rng = &mut ChaCha8Rng::seed_from_u64(18);
     let (kept, held_out) = cast.votes().hold_out(0.25, rng)?;
     // The share of even pairs' first responses, less that of odd pairs': one number says it all in this world.
-    let sign = |pair: usize, first: bool| if first == (pair % 2 == 0) { 1.0 } else { -1.0 };
+    let sign = |pair: usize, first: bool| if first == pair.is_multiple_of(2) { 1.0 } else { -1.0 };
     let mean = |i: usize| kept.of(i).map(|(pair, first)| sign(pair, first)).sum::<f64>() / kept.of(i).count() as f64;
     let features = Array2::from_shape_fn((120, 1), |(i, _)| mean(i));
     let starts = [KMeans::new(2)?.by_votes(&kept, rng)?, KMeans::new(2)?.by_features(features.view(), rng)?];
