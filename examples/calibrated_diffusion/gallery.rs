@@ -26,7 +26,7 @@ use crate::{
 const PIXELS: usize = SIDE * SIDE;
 const FORM: Form = Form { dims: PIXELS, conditions: KINDS, hidden: 192, output: Output::Velocity, bound: 1.0 };
 const SEED: u64 = 1;
-const BETA: f64 = 32.0;
+const BETA: f64 = 128.0;
 /// What brightness is multiplied with; symmetry is as it is.
 const SCALE: f64 = 20.0;
 /// Images of each kind in the picture.
