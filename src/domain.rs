@@ -186,6 +186,19 @@ parameter!(
     LogSnrShift, "shift", "finite", f64::is_finite
 );
 
+parameter!(
+    /// λ of a Gram matrix, in units of a squared feature.
+    Ridge, "ridge", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+parameter!(
+    /// c of an elliptical bonus, in units of reward.
+    BonusScale, "scale", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// α of conservative fine-tuning: what a nat of divergence to the pretrained model costs, in units of reward.
+    KlWeight, "kl_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+
 impl Default for FlipRate {
     /// Every label is right.
     fn default() -> Self {

@@ -32,7 +32,7 @@ const BATCH: usize = 16;
 const LEARNING_RATE: f64 = 5e-4;
 /// Pairs whose log-probabilities are followed over training.
 const FOLLOWED: usize = 64;
-const FOLLOW_EVERY: usize = 5;
+const FOLLOW_EVERY: usize = 10;
 
 /// Everything that the policies of one seed share.
 pub struct Setting {

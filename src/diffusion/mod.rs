@@ -1,4 +1,5 @@
-//! Preference pairs for diffusion models: which samples to prefer where several rewards compete, and log-probabilities for them.
+//! Preference pairs for diffusion models: which samples to prefer where several rewards compete, and log-probabilities for them; and
+//! fine-tuning on a learned reward.
 //!
 //! | question | part |
 //! | --- | --- |
@@ -7,8 +8,10 @@
 //! | which samples does none beat in every reward, which beat none | [`upper_front`], [`lower_front`], [`non_dominated_ranks`] |
 //! | which two samples of a prompt make a pair | [`extremes`] of one score, a [`Frontier`] of several |
 //! | what stands for log π of a sample | [`Denoising`], from the noise that a network predicts |
+//! | how far may a learned reward be trusted at a sample | [`EllipticalBonus`] of its features, [`bootstrap_minimum`] of several heads |
+//! | how to fine-tune on it back through the chain | [`ConservativeObjective`] over [`ReverseStep`]s, [`step_kl`] of one |
 //!
-//! The last gives [`PairLogps`](crate::PairLogps), so **every** loss that is a function of the log-ratio margin h tunes a
+//! [`Denoising`] gives [`PairLogps`](crate::PairLogps), so **every** loss that is a function of the log-ratio margin h tunes a
 //! diffusion model: DPO, IPO, distillation, e-DPO. CaPO's own, (ΔR_ca − βh)², is
 //! [`RewardDistillation`](crate::loss::RewardDistillation) of calibrated rewards:
 //!
@@ -47,14 +50,19 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Source: Lee et al. 2025, "Calibrated Multi-Preference Optimization for Aligning Diffusion Models" (CaPO).
+//! Source: Lee et al. 2025, "Calibrated Multi-Preference Optimization for Aligning Diffusion Models" (CaPO); Uehara et al. 2024,
+//! "Bridging Model-Based Optimization and Generative Modeling via Conservative Fine-Tuning of Diffusion Models" (BRAID).
 
+mod bonus;
 mod calibrate;
+mod conservative;
 mod denoising;
 mod pareto;
 mod selection;
 
+pub use bonus::{EllipticalBonus, bootstrap_minimum};
 pub use calibrate::{Calibration, TemperatureUnit, weighted_sum};
+pub use conservative::{ConservativeObjective, ReverseStep, step_kl};
 pub use denoising::{Denoising, Dimensions, NoisePredictions};
 pub use pareto::{lower_front, non_dominated_ranks, upper_front};
 pub use selection::{Frontier, SamplePair, extremes};

@@ -5,6 +5,7 @@
 
 mod accumulation;
 mod autograd;
+mod braid;
 mod capo;
 mod columns;
 mod distributional;

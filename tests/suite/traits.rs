@@ -70,6 +70,7 @@ fn losses_are_values() {
     is_a_value::<prefopt::diffusion::Denoising>();
     is_a_value::<prefopt::diffusion::Dimensions>();
     is_a_value::<prefopt::diffusion::SamplePair>();
+    is_a_value::<prefopt::diffusion::ConservativeObjective>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
