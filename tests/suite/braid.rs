@@ -658,7 +658,7 @@ fn scores_and_steps_that_do_not_fit() -> Result<()> {
 
     let mean = || zeros(&[2, 3], Kind::Double);
     // Any of these would broadcast in silence.
-    for shape in [&[3] as &[i64], &[1, 3], &[2, 1]] {
+    for shape in [&[3_i64] as &[i64], &[1, 3], &[2, 1]] {
         let said = format!("pretrained_mean must have shape [batch, ..dims] of policy_mean, got {shape:?}");
         refused(step_kl(&mean(), &zeros(shape, Kind::Double), 1.0), &said);
     }
