@@ -63,9 +63,8 @@ fn solved(mut a: Rows, mut b: Vec<f64>) -> Vec<f64> {
         b.swap(k, pivot);
         for i in k + 1..n {
             let share = a[i][k] / a[k][k];
-            for j in k..n {
-                a[i][j] -= share * a[k][j];
-            }
+            let above = a[k].clone();
+            a[i].iter_mut().zip(above).skip(k).for_each(|(below, above)| *below -= share * above);
             b[i] -= share * b[k];
         }
     }
