@@ -13,6 +13,7 @@ use plotters::{
 };
 
 use crate::{
+    RHOS,
     methods::Method,
     report::Results,
     support::chart::{COLOURS, FONT, Paint, save},
@@ -33,6 +34,14 @@ const LINES: [Line; 9] = [
     (Method::Hull, COLOURS[3], 1),
     (Method::Pooled, COLOURS[7], 1),
 ];
+
+/// Index of the ρ without bias.
+const MIDDLE: usize = RHOS.len() / 2;
+
+/// Whether the right-hand chart shows this policy's log-probabilities over training: following them costs a fifth of it.
+pub fn follows(method: Method, bias: usize) -> bool {
+    bias == MIDDLE && matches!(method, Method::Dpo | Method::AnchoredDpo | Method::Distillation | Method::Pessimistic)
+}
 
 /// Those whose methods were run.
 fn lines(results: &Results) -> Vec<Line> {
@@ -117,10 +126,8 @@ fn displacement<B: DrawingBackend>(area: &DrawingArea<B, Shift>, results: &Resul
 where
     B::ErrorType: 'static,
 {
-    let bias = results.rhos.len() / 2;
-    let four = [Method::Dpo, Method::AnchoredDpo, Method::Distillation, Method::Pessimistic];
-    let shown: Vec<Line> = lines(results).into_iter().filter(|(method, ..)| four.contains(method)).collect();
-    let traces: Vec<_> = shown.iter().map(|(method, ..)| results.trace(*method, bias)).collect();
+    let shown: Vec<Line> = lines(results).into_iter().filter(|(method, ..)| follows(*method, MIDDLE)).collect();
+    let traces: Vec<_> = shown.iter().map(|(method, ..)| results.trace(*method, MIDDLE)).collect();
     let points = || traces.iter().flatten();
     let low = points().map(|p| p.1.min(p.2)).fold(0.0, f64::min);
     let high = points().map(|p| p.1.max(p.2)).fold(0.0, f64::max);
@@ -137,7 +144,7 @@ where
         .light_line_style(BLACK.mix(0.04))
         .x_desc(format!(
             "step, longer preferred with probability {} (solid: chosen, dashed: rejected)",
-            results.rhos[bias]
+            results.rhos[MIDDLE]
         ))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))

@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Size,
     family::{self, Member},
+    figure,
     methods::{Method, Scores},
     support::{
         gpt::Gpt,
@@ -32,7 +33,7 @@ const BATCH: usize = 16;
 const LEARNING_RATE: f64 = 5e-4;
 /// Pairs whose log-probabilities are followed over training.
 const FOLLOWED: usize = 64;
-const FOLLOW_EVERY: usize = 10;
+const FOLLOW_EVERY: usize = 5;
 
 /// Everything that the policies of one seed share.
 pub struct Setting {
@@ -111,7 +112,8 @@ pub fn run(setting: &Setting, job: Job, size: &Size, device: Device) -> Result<O
         order.shuffle(&mut rng);
         for pairs in order.chunks_exact(BATCH) {
             let step = trainer.step(&pairs.to_vec())?.step as usize;
-            if step.is_multiple_of(FOLLOW_EVERY) || step == steps {
+            let shown = figure::follows(job.method, job.bias);
+            if (shown && step.is_multiple_of(FOLLOW_EVERY)) || step == steps {
                 let (chosen, rejected) = displacement(setting, &gpt, followed, device)?;
                 trace.push((step, chosen, rejected));
             }
