@@ -9,7 +9,8 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use prefopt::{
-    PairLogps, PreferenceBatch, PreferenceLoss, Result, RewardScores,
+    PairLogps, PreferenceBatch, PreferenceLoss, ResponseLengths, Result, RewardScores,
+    diagnostics::{Monitor, Thresholds, batch_metrics, preference_metrics},
     diffusion::non_dominated_ranks,
     logps::VocabularyHead,
     loss::{Dpo, Minimum, PessimisticDistillation},
@@ -91,6 +92,34 @@ fn losses(criterion: &mut Criterion) {
     }
 }
 
+/// What a trainer adds to each step: all that a batch says, and the alarms; beside it the part that TRL names.
+fn diagnostics(criterion: &mut Criterion) {
+    let mut group = group(criterion, "diagnostics");
+    for (pairs, members) in [(16_i64, 1_i64), (64, 8), (1024, 8), (1024, 32)] {
+        let column = || Tensor::randn([pairs], F32) - 40.0;
+        let scores = || Tensor::randn([members, pairs], F32);
+        let tokens = || Tensor::randint_low(8, 64, [pairs], (Kind::Int64, Device::Cpu));
+        let logps = PairLogps::new(column(), column(), column(), column()).expect("fit");
+        let batch = PreferenceBatch::new(logps)
+            .with_rewards(RewardScores::new(scores(), scores()).expect("fit"))
+            .and_then(|batch| batch.with_lengths(ResponseLengths::new(tokens(), tokens())?))
+            .and_then(|batch| batch.with_soft_labels(Tensor::rand([pairs], F32)))
+            .expect("fit");
+        let (mut monitor, mut step) = (Monitor::new(Thresholds::default()), 0);
+        group.throughput(Throughput::Elements(pairs as u64));
+        let shape = format!("{pairs} pairs, {members} members");
+        group.bench_function(BenchmarkId::new("all and alarms", &shape), |bench| {
+            bench.iter(|| {
+                step += 1;
+                monitor.observe(step, &batch_metrics(&batch, 0.1).expect("a batch"))
+            })
+        });
+        group.bench_function(BenchmarkId::new("TRL's", &shape), |bench| {
+            bench.iter(|| preference_metrics(&batch, 0.1).expect("a batch"))
+        });
+    }
+}
+
 fn attention(criterion: &mut Criterion) {
     let mut group = group(criterion, "attention");
     for pairs in [1, 4, 16] {
@@ -127,5 +156,5 @@ fn fronts(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, logps, losses, attention, fronts);
+criterion_group!(benches, logps, losses, attention, diagnostics, fronts);
 criterion_main!(benches);

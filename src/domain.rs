@@ -199,6 +199,59 @@ parameter!(
     KlWeight, "kl_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
 );
 
+parameter!(
+    /// ε of EXO: the probability that the label is the wrong way round.
+    Smoothing, "label_smoothing", "above 0 and below 0.5", |x| x > 0.0 && x < 0.5
+);
+parameter!(
+    /// λ of DPO-Positive: what a nat that the chosen response has lost costs on top.
+    Penalty, "penalty", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// δ of BCO: the reward at which a response is neither good nor bad.
+    RewardShift, "shift", "finite", f64::is_finite
+);
+parameter!(
+    /// α of AlphaPO: how the reward bends in a token's probability.
+    RewardCurvature, "alpha", "finite", f64::is_finite
+);
+parameter!(
+    /// α of the α-divergence.
+    DivergenceOrder, "order", "finite", f64::is_finite
+);
+parameter!(
+    /// λ_D of KTO.
+    DesirableWeight, "desirable_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// λ_U of KTO.
+    UndesirableWeight, "undesirable_weight", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// z of KTO: the log-ratio, in nats, at which a response is neither a gain nor a loss.
+    KlBaseline, "baseline", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// α of LD-DPO: what a token beyond the shorter response's length counts.
+    TailWeight, "ld_alpha", "at least 0 and at most 1", |x| (0.0..=1.0).contains(&x)
+);
+parameter!(
+    /// α of TR-DPO: the policy's share in an updated reference.
+    ReferenceShare, "share of the policy", "above 0 and at most 1", |x| x > 0.0 && x <= 1.0
+);
+parameter!(
+    /// Share of what a running mean has seen that one further batch leaves.
+    Retention, "retention", "above 0 and at most 1", |x| x > 0.0 && x <= 1.0
+);
+parameter!(
+    /// A number that enters a running mean.
+    Observation, "observation", "finite", f64::is_finite
+);
+parameter!(
+    /// Mean number of tokens of a response.
+    TokenCount, "tokens", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+
 impl Default for FlipRate {
     /// Every label is right.
     fn default() -> Self {
@@ -217,4 +270,32 @@ impl Epsilon {
 
 impl WeightDecay {
     pub(crate) const NONE: Self = Self(0.0);
+}
+
+impl Default for RewardShift {
+    /// The reference's own responses are the boundary.
+    fn default() -> Self {
+        Self(0.0)
+    }
+}
+
+impl Default for DesirableWeight {
+    /// As much as another response.
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Default for UndesirableWeight {
+    /// As much as a desirable response.
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Default for Retention {
+    /// Nothing is forgotten.
+    fn default() -> Self {
+        Self(1.0)
+    }
 }

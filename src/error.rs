@@ -111,6 +111,40 @@ pub enum Error {
         /// The method that adds it.
         method: &'static str,
     },
+    /// Means over tokens, given to what divides by the lengths itself.
+    #[error(
+        "{by} divides by the responses' lengths: give it sums over tokens, which these log-probabilities no longer are (PairLogps::per_token)"
+    )]
+    TokenMeans {
+        /// What divides.
+        by: &'static str,
+    },
+    /// Pair weights, given to a loss whose terms are not of pairs.
+    #[error(
+        "{loss} couples the sorted pairs of its batch, where a pair's weight would fall on another: give it a batch without weights"
+    )]
+    WeightedTransport {
+        /// Name of the loss.
+        loss: &'static str,
+    },
+    /// A step of several parts for a loss that cannot be taken apart.
+    #[error(
+        "{loss} couples each pair of its batch with another one, by ranks that move with the policy: give it the whole batch in one part"
+    )]
+    Unsettled {
+        /// Name of the loss.
+        loss: &'static str,
+    },
+    /// A loss of single responses that reads what the batch lacks.
+    #[error("{loss} needs the column `{column}`, which this batch lacks: add it with UnpairedBatch::{method}")]
+    MissingUnpairedColumn {
+        /// Name of the loss.
+        loss: &'static str,
+        /// Name of the column.
+        column: &'static str,
+        /// The method that adds it.
+        method: &'static str,
+    },
     /// A reward objective that reads a column which the batch lacks.
     #[error("{objective} needs the column `{column}`, which this batch lacks: add it with RewardBatch::{method}")]
     MissingRewardColumn {

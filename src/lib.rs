@@ -21,7 +21,7 @@
 //! | votes, annotators and what a crowd of them wants | [`population`] |
 //! | which predictions and labels to leave out | [`rejection`] |
 //! | rewards that compete, and diffusion models | [`diffusion`] |
-//! | metrics | [`diagnostics`] |
+//! | metrics, samples, alarms | [`diagnostics`] |
 //! | steps and loops | [`train`] |
 //! | operations with a backward pass of their own, checkpointing | [`autograd`] |
 //! | which of libtorch's f32 products to use | [`matmul`] |

@@ -63,7 +63,7 @@ pub fn token_statistics(logits: &Tensor, tokens: &Tensor, response: &Tensor) -> 
     Ok((mean(&entropy), mean(&hits)))
 }
 
-fn widened(logits: &Tensor) -> Tensor {
+pub(super) fn widened(logits: &Tensor) -> Tensor {
     if logits.kind() == Kind::Double { logits.shallow_clone() } else { logits.to_kind(Kind::Float) }
 }
 

@@ -137,14 +137,13 @@ impl Drdo {
 
     /// log π_w and log π_l, `[batch]`.
     fn likelihoods(&self, batch: &PreferenceBatch) -> Result<[Tensor; 2]> {
-        let (chosen, rejected) = (batch.logps().chosen(), batch.logps().rejected());
+        let sums = [batch.logps().chosen(), batch.logps().rejected()].map(Tensor::shallow_clone);
         Ok(match self.likelihood {
             Likelihood::TokenMean => {
-                let lengths = batch.require_lengths(NAME)?;
-                let kind = chosen.kind();
-                [chosen / lengths.chosen().to_kind(kind), rejected / lengths.rejected().to_kind(kind)]
+                batch.logps().require_sums(NAME)?;
+                batch.require_lengths(NAME)?.averages(sums)
             }
-            Likelihood::Sum => [chosen.shallow_clone(), rejected.shallow_clone()],
+            Likelihood::Sum => sums,
         })
     }
 
@@ -188,7 +187,7 @@ impl PreferenceLoss for Drdo {
 /// log(1 − eˣ) for x < 0; from the largest normal number below 0 on, its value there with gradient 0.
 ///
 /// Source: Mächler 2012, "Accurately computing log(1 − exp(−|a|))": each of the two forms loses its digits on the other's side of −log 2.
-fn log1mexp(x: &Tensor) -> Tensor {
+pub(super) fn log1mexp(x: &Tensor) -> Tensor {
     let smallest = if x.kind() == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
     let near = -x.clamp_max(-smallest).expm1();
     // Clamped, or the gradient of the branch that is not taken would be 0·∞ near 0.

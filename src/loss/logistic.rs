@@ -1,11 +1,18 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::PreferenceLoss;
+use super::{MarginLoss, PreferenceLoss};
 use crate::{
     PreferenceBatch, Result,
     domain::{Beta, FlipRate},
 };
+
+/// −(1−ε) log σ(x) − ε log σ(−x), nats.
+pub(super) fn logistic(logits: &Tensor, flip_rate: FlipRate) -> Tensor {
+    let flip = flip_rate.get();
+    let kept = logits.log_sigmoid() * (flip - 1.0);
+    if flip == 0.0 { kept } else { kept - (-logits).log_sigmoid() * flip }
+}
 
 /// Direct preference optimization, with an optional label flip rate (cDPO).
 ///
@@ -16,7 +23,9 @@ use crate::{
 ///
 /// Source: Rafailov et al. 2023, eq. 7; the flip rate from Mitchell 2023, "A note on DPO with noisy preferences", eq. 3. TRL:
 /// `loss_type="sigmoid"`; its 1.16 ignores `label_smoothing` there, which is ε in most other systems. Soft labels that differ
-/// from pair to pair: [`ProbabilityMatching`](super::ProbabilityMatching).
+/// from pair to pair: [`ProbabilityMatching`](super::ProbabilityMatching). Its `sigmoid_norm` is `Dpo::new(beta)?.per_token()`.
+#[doc(alias = "sigmoid")]
+#[doc(alias = "sigmoid_norm")]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dpo {
@@ -43,11 +52,15 @@ impl Dpo {
     }
 }
 
+impl MarginLoss for Dpo {
+    fn of_margin(&self, margin: &Tensor) -> Tensor {
+        logistic(&(margin * self.beta.get()), self.flip_rate)
+    }
+}
+
 impl PreferenceLoss for Dpo {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
-        let (logits, flip) = (batch.logps().log_ratio_margin() * self.beta.get(), self.flip_rate.get());
-        let kept = logits.log_sigmoid() * (flip - 1.0);
-        Ok(if flip == 0.0 { kept } else { kept - (-logits).log_sigmoid() * flip })
+        Ok(self.of_margin(&batch.logps().log_ratio_margin()))
     }
 }
 
@@ -57,6 +70,7 @@ impl PreferenceLoss for Dpo {
 /// It can be negative, and falls strictly in h: it degenerates as DPO does.
 ///
 /// Source: Chowdhury, Kini and Natarajan 2024, "Provably robust DPO", eq. 12. TRL: `loss_type="robust"`, `label_smoothing`.
+#[doc(alias = "robust")]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RobustDpo {
@@ -74,10 +88,16 @@ impl RobustDpo {
     }
 }
 
+impl MarginLoss for RobustDpo {
+    fn of_margin(&self, margin: &Tensor) -> Tensor {
+        let (logits, flip) = (margin * self.beta.get(), self.flip_rate.get());
+        (-logits.log_sigmoid() * (1.0 - flip) + (-logits).log_sigmoid() * flip) / (1.0 - 2.0 * flip)
+    }
+}
+
 impl PreferenceLoss for RobustDpo {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
-        let (logits, flip) = (batch.logps().log_ratio_margin() * self.beta.get(), self.flip_rate.get());
-        Ok((-logits.log_sigmoid() * (1.0 - flip) + (-logits).log_sigmoid() * flip) / (1.0 - 2.0 * flip))
+        Ok(self.of_margin(&batch.logps().log_ratio_margin()))
     }
 }
 
@@ -98,9 +118,15 @@ impl Hinge {
     }
 }
 
+impl MarginLoss for Hinge {
+    fn of_margin(&self, margin: &Tensor) -> Tensor {
+        let shortfall: Tensor = 1.0 - margin * self.beta.get();
+        shortfall.relu()
+    }
+}
+
 impl PreferenceLoss for Hinge {
     fn per_pair(&self, batch: &PreferenceBatch) -> Result<Tensor> {
-        let shortfall: Tensor = 1.0 - batch.logps().log_ratio_margin() * self.beta.get();
-        Ok(shortfall.relu())
+        Ok(self.of_margin(&batch.logps().log_ratio_margin()))
     }
 }

@@ -4,8 +4,11 @@
 //! numbers, *after* it by combinators ([`plus`](PreferenceLoss::plus), [`weighted_by`](PreferenceLoss::weighted_by)).
 //! A combination is a loss again, and a regulariser such as [`ForwardKl`] is a loss like any other.
 
+mod anchored;
 mod combine;
+mod contrastive;
 mod distillation;
+mod divergence;
 mod drdo;
 mod gpo;
 mod hull;
@@ -13,23 +16,36 @@ mod ipo;
 mod kl;
 mod logistic;
 mod pessimistic;
+mod reference_free;
 mod spo;
+mod supervised;
+mod transport;
 mod uncertainty;
+mod unpaired;
+mod wpo;
 
 use std::fmt::Debug;
 
 use tch::Tensor;
 
+pub use anchored::{ApoDown, ApoZero, BcoPair, DpoPositive};
 pub use combine::{FromFn, Plus, WeightedBy, from_fn};
+pub use contrastive::{DiscoPop, ExoPair, NcaPair, Sppo, WinRate};
 pub use distillation::{ProbabilityMatching, RewardDistillation, Target};
+pub use divergence::{FDivergence, MarginLoss, OfScores};
 pub use drdo::{Contrast, Drdo, FocalWeight, Likelihood};
 pub use gpo::{Centring, Gpo, scores_against};
 pub use ipo::Ipo;
 pub use kl::{ForwardKl, ReverseKl};
 pub use logistic::{Dpo, Hinge, RobustDpo};
 pub use pessimistic::{Minimum, PessimisticDistillation};
+pub use reference_free::{AlphaPo, Cpo, OddsRatio, SimPo};
 pub use spo::{PairWeight, Spo};
+pub use supervised::{Average, Demonstration, Sft};
+pub use transport::{Aot, AotUnpaired};
 pub use uncertainty::{Spread, UncertaintyPenalised, UncertaintyWeighted};
+pub use unpaired::{Bco, Kto, UnpairedLoss};
+pub use wpo::Wpo;
 
 use crate::{PreferenceBatch, Result};
 
@@ -74,7 +90,7 @@ pub trait PreferenceLoss: Debug {
     /// which this loss has on `whole`. What gradient accumulation needs; without coupling it is the loss itself.
     ///
     /// # Errors
-    /// Those of [`per_pair`](Self::per_pair).
+    /// Those of [`per_pair`](Self::per_pair); [`Unsettled`](crate::Error::Unsettled) for a loss that cannot be taken apart.
     fn settled<'a>(&'a self, whole: &PreferenceBatch) -> Result<Box<dyn PreferenceLoss + 'a>> {
         let _ = whole;
         Ok(Box::new(self))

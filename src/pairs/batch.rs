@@ -1,7 +1,9 @@
+mod columns;
+
 use tch::{Kind, Tensor};
 
 use super::{PairLogps, ResponseLengths, ResponseTable, RewardScores, check::Named};
-use crate::{Error, Result};
+use crate::{Error, Result, logps::ResponseLogps};
 
 /// A batch of preference pairs: log-probabilities, and the columns that some losses read besides.
 ///
@@ -29,6 +31,8 @@ pub struct PreferenceBatch {
     reference_samples: Option<ResponseTable>,
     policy_samples: Option<ResponseTable>,
     all_responses: Option<ResponseTable>,
+    gold: Option<ResponseLogps>,
+    policy_weights: Option<Tensor>,
 }
 
 impl PreferenceBatch {
@@ -44,6 +48,8 @@ impl PreferenceBatch {
             reference_samples: None,
             policy_samples: None,
             all_responses: None,
+            gold: None,
+            policy_weights: None,
         }
     }
 
@@ -138,6 +144,36 @@ impl PreferenceBatch {
         Ok(self)
     }
 
+    /// Adds log π of a third, gold response to each pair's prompt, summed over its tokens, `[batch]`, and its tokens: what TPO is supervised on.
+    /// It keeps its gradient.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards); [`Element`](Error::Element) names the row of an empty response.
+    pub fn with_gold(mut self, gold: ResponseLogps) -> Result<Self> {
+        Named::vector("gold_logps", &gold.sums).rank(1)?.like(self.logps.chosen())?;
+        let named = Named::vector("gold_lengths", &gold.lengths).rank(1)?.length(0, "batch", self.len())?;
+        if gold.lengths.kind() != Kind::Int64 {
+            return Err(Error::Kind { tensor: "gold_lengths", expected: "Int64", found: gold.lengths.kind() });
+        }
+        named
+            .device(self.logps.chosen().device())?
+            .elements("at least 1 token (an empty response has no mean)", &gold.lengths.ge(1))?;
+        self.gold = Some(gold);
+        Ok(self)
+    }
+
+    /// Adds the factor of each pair's loss in [`Wpo`](crate::loss::Wpo), `[batch]`, at least 0, detached. Unlike
+    /// [`weights`](Self::weights) it does not enter a mean otherwise.
+    ///
+    /// # Errors
+    /// As [`with_rewards`](Self::with_rewards); [`Element`](Error::Element) for a negative, infinite or NaN factor.
+    pub fn with_policy_weights(mut self, weights: Tensor) -> Result<Self> {
+        let named = Named::vector("policy_weights", &weights).rank(1)?.like(self.logps.chosen())?;
+        named.elements("at least 0 and finite", &(weights.ge(0.0).logical_and(&weights.isfinite())))?;
+        self.policy_weights = Some(weights.detach());
+        Ok(self)
+    }
+
     fn fits(&self, table: &ResponseTable) -> Result<()> {
         let named = Named::matrix("policy_logps", "[batch, responses]", table.policy());
         named.length(0, "batch", self.len())?.device(self.logps.chosen().device())?;
@@ -179,6 +215,7 @@ impl PreferenceBatch {
         let samples = column(parts, "reference_samples", |part| part.reference_samples.as_ref())?;
         let own = column(parts, "policy_samples", |part| part.policy_samples.as_ref())?;
         let all = column(parts, "all_responses", |part| part.all_responses.as_ref())?;
+        let gold = column(parts, "gold", |part| part.gold.as_ref())?;
         let vector = |found: Option<Vec<&Tensor>>| found.map(|found| Tensor::f_cat(&found, 0)).transpose();
         Ok(Self {
             logps: PairLogps::concatenated(&parts.iter().map(Self::logps).collect::<Vec<_>>())?,
@@ -190,12 +227,15 @@ impl PreferenceBatch {
             reference_samples: samples.map(|found| ResponseTable::concatenated(&found)).transpose()?,
             policy_samples: own.map(|found| ResponseTable::concatenated(&found)).transpose()?,
             all_responses: all.map(|found| ResponseTable::concatenated(&found)).transpose()?,
+            gold: gold.map(|found| one_after_the_other(&found)).transpose()?,
+            policy_weights: vector(column(parts, "policy_weights", |part| part.policy_weights.as_ref())?)?,
         })
     }
 
-    /// What metrics read, without a path to the policy: log-probabilities and lengths.
+    /// What metrics read, without a path to the policy: log-probabilities, lengths, rewards and soft labels.
     pub(crate) fn measured(self) -> Self {
-        Self { lengths: self.lengths, ..Self::new(self.logps.detached()) }
+        let Self { logps, lengths, rewards, soft_labels, .. } = self;
+        Self { lengths, rewards, soft_labels, ..Self::new(logps.detached()) }
     }
 
     /// Σ w over the pairs, or their number without weights: what a mean over this batch counts for in a mean over several.
@@ -232,80 +272,6 @@ impl PreferenceBatch {
         self.lengths.as_ref()
     }
 
-    /// Scores, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_rewards(&self, loss: &'static str) -> Result<&RewardScores> {
-        let missing = Error::MissingColumn { loss, column: "rewards", method: "with_rewards" };
-        self.rewards.as_ref().ok_or(missing)
-    }
-
-    /// Δr of the only reward model, `[batch]`, or the error that `loss` needs exactly one.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`] or [`Error::OneMember`].
-    pub fn require_reward_margin(&self, loss: &'static str) -> Result<Tensor> {
-        match self.require_rewards(loss)? {
-            scores if scores.members() == 1 => Ok(scores.margins().squeeze_dim(0)),
-            scores => Err(Error::OneMember { loss, members: scores.members() }),
-        }
-    }
-
-    /// r̂(y_w) − r̂(y_l) of the policy's own reward head with its gradient, `[batch]`, or the error that `loss` needs it.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_student_margin(&self, loss: &'static str) -> Result<Tensor> {
-        let missing = Error::MissingColumn { loss, column: "student_scores", method: "with_student_scores" };
-        Ok(self.student_scores.as_ref().ok_or(missing)?.margins().squeeze_dim(0))
-    }
-
-    /// Lengths, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_lengths(&self, loss: &'static str) -> Result<&ResponseLengths> {
-        let missing = Error::MissingColumn { loss, column: "lengths", method: "with_lengths" };
-        self.lengths.as_ref().ok_or(missing)
-    }
-
-    /// Soft labels, `[batch]`, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_soft_labels(&self, loss: &'static str) -> Result<&Tensor> {
-        let missing = Error::MissingColumn { loss, column: "soft_labels", method: "with_soft_labels" };
-        self.soft_labels.as_ref().ok_or(missing)
-    }
-
-    /// Samples of the reference, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_reference_samples(&self, loss: &'static str) -> Result<&ResponseTable> {
-        let missing = Error::MissingColumn { loss, column: "reference_samples", method: "with_reference_samples" };
-        self.reference_samples.as_ref().ok_or(missing)
-    }
-
-    /// Samples of the policy, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_policy_samples(&self, loss: &'static str) -> Result<&ResponseTable> {
-        let missing = Error::MissingColumn { loss, column: "policy_samples", method: "with_policy_samples" };
-        self.policy_samples.as_ref().ok_or(missing)
-    }
-
-    /// All responses, or the error that `loss` needs them.
-    ///
-    /// # Errors
-    /// [`Error::MissingColumn`].
-    pub fn require_all_responses(&self, loss: &'static str) -> Result<&ResponseTable> {
-        let missing = Error::MissingColumn { loss, column: "all_responses", method: "with_all_responses" };
-        self.all_responses.as_ref().ok_or(missing)
-    }
-
     /// Mean over the last axis of `[.., batch]` under the pair weights: Σ w x / Σ w, or the plain mean without weights.
     pub fn weighted_mean(&self, values: &Tensor) -> Tensor {
         match &self.weights {
@@ -323,6 +289,12 @@ fn side_by_side(parts: &[&RewardScores]) -> Result<RewardScores> {
         Tensor::f_cat(&parts.iter().map(|scores| side(scores)).collect::<Vec<_>>(), 1)
     };
     RewardScores::new(side(RewardScores::chosen)?, side(RewardScores::rejected)?)
+}
+
+fn one_after_the_other(parts: &[&ResponseLogps]) -> Result<ResponseLogps> {
+    let column =
+        |of: fn(&ResponseLogps) -> &Tensor| Tensor::f_cat(&parts.iter().map(|logps| of(logps)).collect::<Vec<_>>(), 0);
+    Ok(ResponseLogps { sums: column(|logps| &logps.sums)?, lengths: column(|logps| &logps.lengths)? })
 }
 
 /// A column of all parts, `None` when none has it.

@@ -1,7 +1,14 @@
 use tch::{Kind, Tensor};
 
 use super::check::Named;
-use crate::Result;
+use crate::{Error, Result};
+
+/// What a log-probability is of: a loss that divides by lengths itself must not do so twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Per {
+    Response,
+    Token,
+}
 
 /// Log-probabilities of the chosen and the rejected response of each pair, under the policy and under the frozen reference.
 ///
@@ -13,6 +20,7 @@ pub struct PairLogps {
     rejected: Tensor,
     ref_chosen: Tensor,
     ref_rejected: Tensor,
+    per: Per,
 }
 
 impl PairLogps {
@@ -28,7 +36,8 @@ impl PairLogps {
         {
             Named::vector(name, tensor).rank(1)?.like(&chosen)?;
         }
-        Ok(Self { chosen, rejected, ref_chosen: ref_chosen.detach(), ref_rejected: ref_rejected.detach() })
+        let (ref_chosen, ref_rejected) = (ref_chosen.detach(), ref_rejected.detach());
+        Ok(Self { chosen, rejected, ref_chosen, ref_rejected, per: Per::Response })
     }
 
     /// log π(y_w), `[batch]`.
@@ -68,11 +77,16 @@ impl PairLogps {
 
     pub(super) fn concatenated(parts: &[&Self]) -> Result<Self> {
         let side = |side: fn(&Self) -> &Tensor| cat(parts.iter().map(|part| side(part)));
+        let averaged = parts.iter().filter(|part| part.per == Per::Token).count();
+        if averaged != 0 && averaged != parts.len() {
+            return Err(Error::UnevenColumn { column: "means over tokens" });
+        }
         Ok(Self {
             chosen: side(Self::chosen)?,
             rejected: side(Self::rejected)?,
             ref_chosen: side(Self::ref_chosen)?,
             ref_rejected: side(Self::ref_rejected)?,
+            per: if averaged == 0 { Per::Response } else { Per::Token },
         })
     }
 
@@ -95,22 +109,28 @@ impl PairLogps {
     /// Means over tokens in place of sums: each log-probability is divided by its response's length.
     ///
     /// The choice belongs here, outside the losses: IPO averaged over tokens is
-    /// `Ipo::new(tau)?` of `logps.per_token(&lengths)?`.
+    /// `Ipo::new(tau)?` of `logps.per_token(&lengths)?`. Metrics then are of means too; [`MarginLoss::per_token`](crate::loss::MarginLoss::per_token)
+    /// leaves them as they are. A loss that divides by lengths itself refuses the result, and so does this.
     ///
     /// # Errors
-    /// [`Length`](crate::Error::Length) or [`Device`](crate::Error::Device) when the lengths are not this batch's.
+    /// [`TokenMeans`](Error::TokenMeans) the second time; [`Length`](crate::Error::Length) or [`Device`](crate::Error::Device) when the lengths
+    /// are not this batch's.
     pub fn per_token(self, lengths: &ResponseLengths) -> Result<Self> {
-        let kind = self.chosen.kind();
+        self.require_sums("PairLogps::per_token")?;
         Named::vector("chosen_lengths", &lengths.chosen)
             .length(0, "batch", self.batch())?
             .device(self.chosen.device())?;
-        let (chosen, rejected) = (lengths.chosen.to_kind(kind), lengths.rejected.to_kind(kind));
-        Ok(Self {
-            chosen: self.chosen / &chosen,
-            rejected: self.rejected / &rejected,
-            ref_chosen: self.ref_chosen / &chosen,
-            ref_rejected: self.ref_rejected / &rejected,
-        })
+        let [chosen, rejected] = lengths.averages([self.chosen, self.rejected]);
+        let [ref_chosen, ref_rejected] = lengths.averages([self.ref_chosen, self.ref_rejected]);
+        Ok(Self { chosen, rejected, ref_chosen, ref_rejected, per: Per::Token })
+    }
+
+    /// The refusal of `by`, which divides by lengths, where that has been done.
+    pub(crate) fn require_sums(&self, by: &'static str) -> Result<()> {
+        match self.per {
+            Per::Response => Ok(()),
+            Per::Token => Err(Error::TokenMeans { by }),
+        }
     }
 }
 
@@ -130,7 +150,7 @@ impl ResponseLengths {
         for (name, tensor) in [("chosen_lengths", &chosen), ("rejected_lengths", &rejected)] {
             let named = Named::vector(name, tensor).rank(1)?;
             if tensor.kind() != Kind::Int64 {
-                return Err(crate::Error::Kind { tensor: name, expected: "Int64", found: tensor.kind() });
+                return Err(Error::Kind { tensor: name, expected: "Int64", found: tensor.kind() });
             }
             named.length(0, "batch", chosen.size()[0])?.device(chosen.device())?;
             named.elements("at least 1 token (an empty response has no mean)", &tensor.ge(1))?;
@@ -143,6 +163,12 @@ impl ResponseLengths {
             chosen: cat(parts.iter().map(|part| &part.chosen))?,
             rejected: cat(parts.iter().map(|part| &part.rejected))?,
         })
+    }
+
+    /// A number of each response divided by its length: of y_w, then of y_l, `[batch]`.
+    pub(crate) fn averages(&self, [chosen, rejected]: [Tensor; 2]) -> [Tensor; 2] {
+        let kind = chosen.kind();
+        [chosen / self.chosen.to_kind(kind), rejected / self.rejected.to_kind(kind)]
     }
 
     /// Tokens of y_w, `[batch]`.
@@ -177,7 +203,7 @@ impl ResponseTable {
         let named = Named::matrix("reference_logps", SHAPE, &reference).rank(2)?;
         named.length(0, "batch", size[0])?.length(1, "responses", size[1])?.device(policy.device())?;
         if reference.kind() != policy.kind() {
-            return Err(crate::Error::Kind {
+            return Err(Error::Kind {
                 tensor: "reference_logps",
                 expected: "of the kind of policy_logps",
                 found: reference.kind(),

@@ -1,24 +1,30 @@
 //! One step is a trait, the loop is code: trainers, the optimiser under them, schedules, observers.
 
 mod adamw;
+mod baseline;
 mod descent;
 mod observe;
 mod policy;
+mod reference;
 mod reward;
 mod running;
 mod schedule;
+mod watch;
 
 use std::num::NonZeroUsize;
 
 use tch::Tensor;
 
 pub use adamw::{AdamW, AdamWConfig};
+pub use baseline::RunningMean;
 pub use descent::Descent;
 pub use observe::{Flow, Observer};
 pub use policy::PolicyTrainer;
+pub use reference::ReferenceUpdate;
 pub use reward::RewardTrainer;
 pub use running::RunningMinimum;
 pub use schedule::{Constant, Schedule, Warmup};
+pub use watch::Watch;
 
 use crate::{Result, diagnostics::Metrics};
 
@@ -65,7 +71,8 @@ pub trait Trainer {
     /// Those of the forward pass and of the loss.
     fn evaluate(&self, batch: &Self::Batch) -> Result<Metrics>;
 
-    /// Steps over batches until they end or an observer says stop. Returns the last step's report, `None` without a batch.
+    /// Steps over batches until they end or an observer says stop. Observers hear of each step, and of the alarms that any of them raises at it.
+    /// Returns the last step's report, `None` without a batch.
     ///
     /// # Errors
     /// Those of [`step`](Self::step); observers are told of the end in any case.
@@ -99,13 +106,9 @@ pub trait Trainer {
             }
             match self.step_over(&step) {
                 Ok(report) => {
-                    // Every observer hears of the step, also when an earlier one says stop.
-                    let mut stop = false;
-                    for observer in observers.iter_mut() {
-                        stop |= observer.on_step(&report) == Flow::Stop;
-                    }
+                    let flow = observe::tell(observers, &report);
                     last = Ok(Some(report));
-                    if stop {
+                    if flow == Flow::Stop {
                         break;
                     }
                 }

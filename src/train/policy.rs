@@ -3,7 +3,7 @@ use std::{fmt, marker::PhantomData};
 use super::{Descent, StepReport, Trainer, scalar};
 use crate::{
     Error, PreferenceBatch, PreferenceLoss, Result,
-    diagnostics::{Metrics, preference_metrics},
+    diagnostics::{Metrics, batch_metrics},
     domain::Beta,
 };
 
@@ -20,7 +20,7 @@ pub struct PolicyTrainer<B, L, F> {
 }
 
 impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> PolicyTrainer<B, L, F> {
-    /// `reward_scale` is the β of the metrics `rewards/…`, usually the loss's own.
+    /// `reward_scale` is the β of the [metrics](batch_metrics), usually the loss's own.
     ///
     /// # Errors
     /// [`Domain`](crate::Error::Domain) unless it is positive and finite.
@@ -57,7 +57,7 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
             }
             let loss = self.loss.mean(&batch)?;
             // Before the update: log-probabilities that are views of the parameters move with them.
-            let metrics = preference_metrics(&batch, beta)?;
+            let metrics = batch_metrics(&batch, beta)?;
             self.descent.begin(&loss)?;
             return self.descent.update(metrics);
         }
@@ -83,14 +83,14 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
             self.descent.accumulate(&settled.mean(&batch)?, batch.total_weight())?;
             seen.push(batch.measured());
         }
-        self.descent.update(preference_metrics(&PreferenceBatch::concatenated(&seen)?, beta)?)
+        self.descent.update(batch_metrics(&PreferenceBatch::concatenated(&seen)?, beta)?)
     }
 
     fn evaluate(&self, batch: &B) -> Result<Metrics> {
         let _no_grad = tch::no_grad_guard();
         let parsed = (self.forward)(batch)?;
         let loss = scalar(&self.loss.mean(&parsed)?)?;
-        let metrics = preference_metrics(&parsed, self.reward_scale.get())?;
+        let metrics = batch_metrics(&parsed, self.reward_scale.get())?;
         Ok(Metrics::default().with("loss", loss).and(metrics).prefixed("eval_"))
     }
 }

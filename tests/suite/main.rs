@@ -4,11 +4,16 @@
 //! extreme inputs, detachment, the missing-column refusal and the GPU run by adding a row there.
 
 mod accumulation;
+mod alarms;
+mod anchored;
 mod autograd;
 mod braid;
 mod capo;
 mod columns;
+mod contrastive;
+mod diagnostics;
 mod distributional;
+mod divergence;
 mod drdo;
 mod general_preference;
 mod gradients;
@@ -26,15 +31,21 @@ mod packed;
 mod pessimism;
 mod population;
 mod products;
+mod reference;
+mod reference_free;
 mod refusals;
 mod rejection;
 mod reverse_kl;
 mod spo;
 mod steps;
 mod table;
+mod tokens;
 mod training;
 mod traits;
+mod transport;
+mod trl;
 mod uncertainty;
+mod unpaired;
 mod values;
 
 use prefopt::tch::{Kind, Tensor};

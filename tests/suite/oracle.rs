@@ -51,6 +51,26 @@ pub fn drdo(residual: f64, [chosen, rejected]: [f64; 2], alpha: f64, gamma: f64,
     residual.powi(2) + alpha * sigmoid(rejected - chosen).powf(gamma) * contrast
 }
 
+/// Ji et al. 2024, eq. 16: the divergence of Bernoulli(σ(βh)) from Bernoulli(1 − ε), in its logarithms.
+pub fn exo(bh: f64, smoothing: f64) -> f64 {
+    sigmoid(bh) * (log_sigmoid(bh) - (1.0 - smoothing).ln()) + sigmoid(-bh) * (log_sigmoid(-bh) - smoothing.ln())
+}
+
+/// Chen et al. 2024, for pairs, of the two rewards.
+pub fn nca(chosen: f64, rejected: f64) -> f64 {
+    -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
+}
+
+/// Lu et al. 2024, eq. 5; the exponential part through its logarithm.
+pub fn discopop(bh: f64, temperature: f64) -> f64 {
+    (log_sigmoid(bh / temperature) - bh).exp() - sigmoid(-bh / temperature) * log_sigmoid(bh)
+}
+
+/// log odds of e^x, x < 0.
+pub fn log_odds(x: f64) -> f64 {
+    x - log1mexp(x)
+}
+
 /// Cross-entropy against a soft label p, of which 1 − p is given apart so that neither is rounded to 0.
 pub fn matching(p: f64, not_p: f64, bh: f64) -> f64 {
     -p * log_sigmoid(bh) - not_p * log_sigmoid(-bh)

@@ -4,9 +4,10 @@ use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     domain::MassPower,
     loss::{
-        Contrast, Dpo, Drdo, ForwardKl, Hinge, Ipo, Likelihood, Minimum, PairWeight, PessimisticDistillation,
-        ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Spo, Spread, UncertaintyPenalised,
-        UncertaintyWeighted, from_fn,
+        AlphaPo, ApoDown, ApoZero, Average, BcoPair, Contrast, Cpo, DiscoPop, Dpo, Drdo, ExoPair, FDivergence,
+        ForwardKl, Hinge, Ipo, Likelihood, MarginLoss, Minimum, NcaPair, OddsRatio, PairWeight,
+        PessimisticDistillation, ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Sft, SimPo, Spo, Sppo,
+        Spread, UncertaintyPenalised, UncertaintyWeighted, from_fn,
     },
 };
 
@@ -43,6 +44,7 @@ const ALONE: usize = 1;
 const FAMILY: usize = 3;
 const EXACT: f64 = 1e-30;
 
+const LENGTHS: &str = "lengths";
 const SCORES: &str = "rewards";
 const LABELS: &str = "soft_labels";
 const SAMPLES: &str = "reference_samples";
@@ -180,6 +182,81 @@ pub fn table() -> Result<Vec<Row>> {
             spo(c, 0.0).iter().zip(reverse_kl(c)).map(|(l, kl)| l + GAMMA * kl).collect()
         })
         .needs(ALL, "ReverseKl::Exact"),
+        row("exo", ExoPair::new(BETA, FLIP)?, |c| each(c, |_, bh| oracle::exo(bh, FLIP))),
+        row("nca", NcaPair::new(BETA)?, |c| both(c, |w, l| oracle::nca(BETA * w, BETA * l))),
+        row("discopop", DiscoPop::new(BETA)?.with_temperature(0.5)?, |c| each(c, |_, bh| oracle::discopop(bh, 0.5))),
+        row("sppo, hard", Sppo::hard(BETA)?, |c| both(c, |w, l| (w - 0.5 / BETA).powi(2) + (l + 0.5 / BETA).powi(2))),
+        row("sppo, soft labels", Sppo::to_soft_labels(BETA)?, |c| {
+            let target = |i: usize| (c.soft_labels[i] - 0.5) / BETA;
+            let ratios = both(c, |w, _| w).into_iter().zip(both(c, |_, l| l));
+            ratios.enumerate().map(|(i, (w, l))| (w - target(i)).powi(2) + (l + target(i)).powi(2)).collect()
+        })
+        .needs(LABELS, "Sppo"),
+        row("sppo, win rates", Sppo::to_rewards(BETA)?, |c| {
+            let target = |score: f64| (score - 0.5) / BETA;
+            let ratios = both(c, |w, _| w).into_iter().zip(both(c, |_, l| l));
+            let of = |(i, (w, l)): (usize, (f64, f64))| {
+                (w - target(c.chosen_scores[0][i])).powi(2) + (l - target(c.rejected_scores[0][i])).powi(2)
+            };
+            ratios.enumerate().map(of).collect()
+        })
+        .alone()
+        .needs(SCORES, "Sppo"),
+        row("bco", BcoPair::new(BETA)?.with_shift(0.5)?, |c| {
+            both(c, |w, l| oracle::dpo(BETA * w - 0.5, 0.0) + oracle::dpo(0.5 - BETA * l, 0.0))
+        }),
+        row("apo-zero", ApoZero::new(BETA)?, |c| {
+            both(c, |w, l| oracle::sigmoid(-BETA * w) + oracle::sigmoid(BETA * l))
+        }),
+        row("apo-down", ApoDown::new(BETA)?, |c| {
+            both(c, |w, l| oracle::sigmoid(BETA * w) + oracle::sigmoid(BETA * (l - w)))
+        }),
+        row("dpo under Jensen–Shannon", Dpo::new(BETA)?.under(FDivergence::JensenShannon), |c| {
+            both(c, |w, l| oracle::dpo(BETA * (oracle::log_sigmoid(w) - oracle::log_sigmoid(l)), 0.0))
+        }),
+        // e^{−log-ratio} overflows by definition.
+        row("hinge under forward kl", Hinge::new(BETA)?.under(FDivergence::ForwardKl), |c| {
+            both(c, |w, l| oracle::hinge(BETA * ((-l).exp() - (-w).exp())))
+        })
+        .without_extremes(),
+        row("dpo under an α-divergence", Dpo::new(BETA)?.under(FDivergence::alpha(0.5)?), |c| {
+            let slope = |u: f64| -2.0 * (-0.5 * u).min(80.0).exp_m1();
+            both(c, |w, l| oracle::dpo(BETA * (slope(w) - slope(l)), 0.0))
+        }),
+        row("dpo per token", Dpo::new(BETA)?.per_token(), |c| {
+            let margin = |i: usize, w: f64, l: f64| w / c.lengths[0][i] as f64 - l / c.lengths[1][i] as f64;
+            let ratios = both(c, |w, _| w).into_iter().zip(both(c, |_, l| l));
+            ratios.enumerate().map(|(i, (w, l))| oracle::dpo(BETA * margin(i, w, l), 0.0)).collect()
+        })
+        .needs(LENGTHS, "per_token"),
+        row("cpo", Cpo::new(BETA)?.with_flip_rate(FLIP)?, |c| {
+            (0..c.len()).map(|i| oracle::dpo(BETA * (c.chosen[i] - c.rejected[i]), FLIP)).collect()
+        }),
+        row("simpo", SimPo::new(2.0, 0.5)?.with_flip_rate(FLIP)?, |c| {
+            token_means(c, |w, l| oracle::dpo(2.0 * (w - l) - 0.5, FLIP))
+        })
+        .needs(LENGTHS, "SimPo"),
+        // p^{−α} overflows by definition.
+        row("alphapo", AlphaPo::new(2.0, 0.5, 0.25)?, |c| {
+            let reward = |mean: f64| -4.0 * (-0.25 * mean).exp_m1();
+            token_means(c, |w, l| oracle::dpo(2.0 * (reward(w) - reward(l)) - 0.5, 0.0))
+        })
+        .without_extremes()
+        .needs(LENGTHS, "AlphaPo"),
+        // Far out the "log-probabilities" are positive.
+        row("odds ratio", OddsRatio, |c| {
+            token_means(c, |w, l| oracle::dpo(oracle::log_odds(w) - oracle::log_odds(l), 0.0))
+        })
+        .without_extremes()
+        .needs(LENGTHS, "OddsRatio"),
+        row("sft over the batch", Sft::new(), |c| {
+            let tokens: Vec<f64> = c.lengths[0].iter().map(|n| *n as f64).collect();
+            let mean = c.mean(&tokens);
+            c.chosen.iter().map(|logp| -logp / mean).collect()
+        })
+        .needs(LENGTHS, "Sft"),
+        row("sft of each response", Sft::new().with_average(Average::Response), |c| token_means(c, |w, _| -w))
+            .needs(LENGTHS, "Sft"),
         row("kl, exact", ForwardKl::Exact, exact_kl).needs(ALL, "ForwardKl::Exact"),
         row("kl, samples", ForwardKl::ReferenceSamples, sampled_kl).needs(SAMPLES, "ForwardKl::ReferenceSamples"),
         // e^{log-ratio} overflows by definition.
@@ -249,4 +326,14 @@ fn spo(c: &Columns, power: f64) -> Vec<f64> {
 
 fn reverse_kl(c: &Columns) -> Vec<f64> {
     rows(&c.all).map(|(policy, reference)| oracle::kl(policy, reference)).collect()
+}
+
+/// Loss of each pair from the log-ratios of both responses.
+fn both(c: &Columns, loss: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    (0..c.len()).map(|i| loss(c.chosen[i] - c.ref_chosen[i], c.rejected[i] - c.ref_rejected[i])).collect()
+}
+
+/// The same from the mean log-probabilities of their tokens.
+fn token_means(c: &Columns, loss: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    (0..c.len()).map(|i| loss(c.chosen[i] / c.lengths[0][i] as f64, c.rejected[i] / c.lengths[1][i] as f64)).collect()
 }

@@ -7,16 +7,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use prefopt::{
     PreferenceBatch, PreferenceLoss, Result,
     loss::{
-        Centring, Contrast, Dpo, Drdo, FocalWeight, ForwardKl, FromFn, Gpo, Hinge, Ipo, Likelihood, Minimum,
-        PairWeight, PessimisticDistillation, Plus, ProbabilityMatching, ReverseKl, RewardDistillation, RobustDpo, Spo,
-        Spread, Target, UncertaintyPenalised, UncertaintyWeighted, WeightedBy, from_fn,
+        AlphaPo, Aot, AotUnpaired, ApoDown, ApoZero, Average, Bco, BcoPair, Centring, Contrast, Cpo, DiscoPop, Dpo,
+        DpoPositive, Drdo, ExoPair, FDivergence, FocalWeight, ForwardKl, FromFn, Gpo, Hinge, Ipo, Kto, Likelihood,
+        Minimum, NcaPair, OddsRatio, OfScores, PairWeight, PessimisticDistillation, Plus, ProbabilityMatching,
+        ReverseKl, RewardDistillation, RobustDpo, Sft, SimPo, Spo, Sppo, Spread, Target, UncertaintyPenalised,
+        UncertaintyWeighted, WeightedBy, Wpo, from_fn,
     },
     reward::{
         BradleyTerry, Cost, CrossEntropy, GeneralPreference, Norm, OptimalTransport, ScaleGate, SquaredCdf,
         WithLikelihood,
     },
     tch::Tensor,
-    train::{AdamWConfig, Constant, Warmup},
+    train::{AdamWConfig, Constant, RunningMean, Warmup},
 };
 
 use crate::{columns::Columns, numbers};
@@ -71,6 +73,30 @@ fn losses_are_values() {
     is_a_value::<prefopt::diffusion::Dimensions>();
     is_a_value::<prefopt::diffusion::SamplePair>();
     is_a_value::<prefopt::diffusion::ConservativeObjective>();
+    is_a_value::<ExoPair>();
+    is_a_value::<NcaPair>();
+    is_a_value::<DiscoPop>();
+    is_a_value::<Sppo>();
+    is_a_value::<BcoPair>();
+    is_a_value::<ApoZero>();
+    is_a_value::<ApoDown>();
+    is_a_value::<DpoPositive>();
+    is_a_value::<Aot>();
+    is_a_value::<AotUnpaired>();
+    is_a_value::<OfScores<Ipo>>();
+    is_a_value::<FDivergence>();
+    is_a_value::<Cpo>();
+    is_a_value::<SimPo>();
+    is_a_value::<AlphaPo>();
+    is_a_value::<OddsRatio>();
+    is_a_value::<Plus<Sft, OddsRatio>>();
+    is_a_value::<Wpo<OfScores<Dpo>>>();
+    is_a_value::<Kto>();
+    is_a_value::<Bco>();
+    is_a_value::<RunningMean>();
+    is_a_value::<prefopt::diagnostics::AlarmKind>();
+    is_a_value::<prefopt::diagnostics::Limit>();
+    is_a_value::<prefopt::diagnostics::Thresholds>();
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
@@ -111,6 +137,25 @@ fn losses_survive_a_configuration_file() -> Result<()> {
     survives(GeneralPreference::new(0.5)?.with_margin(0.25)?, r#"{"temperature":0.5,"margin":0.25}"#);
     survives(Norm::Free, r#""free""#);
     survives(ScaleGate::Softplus, r#""softplus""#);
+    survives(ExoPair::new(0.5, 0.25)?, r#"{"beta":0.5,"label_smoothing":0.25}"#);
+    survives(NcaPair::new(0.5)?, r#"{"beta":0.5}"#);
+    survives(DiscoPop::new(0.5)?, r#"{"beta":0.5,"temperature":0.05}"#);
+    survives(Sppo::hard(0.5)?, r#"{"beta":0.5,"win_rate":"hard"}"#);
+    survives(Sppo::to_soft_labels(0.5)?, r#"{"beta":0.5,"win_rate":"soft_labels"}"#);
+    survives(Sppo::to_rewards(0.5)?, r#"{"beta":0.5,"win_rate":"rewards"}"#);
+    survives(BcoPair::new(0.5)?.with_shift(-0.25)?, r#"{"beta":0.5,"shift":-0.25}"#);
+    survives(ApoZero::new(0.5)?, r#"{"beta":0.5}"#);
+    survives(ApoDown::new(0.5)?, r#"{"beta":0.5}"#);
+    survives(DpoPositive::new(0.5, 5.0)?, r#"{"beta":0.5,"penalty":5.0}"#);
+    survives(Aot::new(0.5)?.with_flip_rate(0.25)?, r#"{"beta":0.5,"flip_rate":0.25}"#);
+    survives(AotUnpaired::new(0.5)?, r#"{"beta":0.5,"flip_rate":0.0}"#);
+    survives(Cpo::new(0.5)?, r#"{"beta":0.5,"flip_rate":0.0}"#);
+    survives(SimPo::with_ratio(2.0, 0.25)?, r#"{"beta":2.0,"margin":0.5,"flip_rate":0.0}"#);
+    survives(AlphaPo::new(2.0, 0.5, -0.25)?, r#"{"beta":2.0,"margin":0.5,"alpha":-0.25}"#);
+    survives(OddsRatio, "null");
+    survives(Sft::new(), r#"{"of":"chosen","average":"batch"}"#);
+    survives(Sft::of_gold().with_average(Average::Response), r#"{"of":"gold","average":"response"}"#);
+    survives(Wpo::new(Ipo::new(0.5)?), r#"{"loss":{"tau":0.5}}"#);
     survives(Spread::Responses, r#""responses""#);
     survives(Spread::Margin, r#""margin""#);
     let penalised = UncertaintyPenalised::new(0.1, 0.5)?;
