@@ -199,7 +199,7 @@ impl Results {
                 cloud("pretrained", 7, &kl_only.shown[0]),
                 cloud("scored points", 6, &self.scored),
                 cloud(kl_only.method.name, KL_ONLY, &kl_only.shown[1]),
-                cloud(cautious.method.name, MOST_CAUTIOUS, &cautious.shown[1]),
+                cloud(cautious.method.name, 3, &cautious.shown[1]),
             ],
         }
     }
