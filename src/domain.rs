@@ -150,6 +150,19 @@ parameter!(
     Tolerance, "tolerance", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
 );
 
+parameter!(
+    /// What logits are divided by when a token is drawn; 0 takes the most likely one.
+    SamplingTemperature, "temperature", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
+);
+parameter!(
+    /// Mass of the most likely tokens from which one is drawn.
+    NucleusMass, "top_p", "above 0 and at most 1", |x| x > 0.0 && x <= 1.0
+);
+parameter!(
+    /// α of a low-rank adapter: its change is multiplied with α/rank.
+    LoraAlpha, "lora_alpha", "positive and finite", |x| x > 0.0 && x.is_finite()
+);
+
 impl Default for Tolerance {
     /// Ends at a fixed point.
     fn default() -> Self {
@@ -295,6 +308,13 @@ impl Default for UndesirableWeight {
 
 impl Default for Retention {
     /// Nothing is forgotten.
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Default for SamplingTemperature {
+    /// The model's own distribution.
     fn default() -> Self {
         Self(1.0)
     }

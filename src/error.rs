@@ -1,7 +1,7 @@
 use tch::{Device, Kind};
 
 /// `std::result::Result` with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Every way in which the crate refuses its input. Each message names the tensor and its shape, or the parameter, its domain and the value.
 #[non_exhaustive]
@@ -269,6 +269,26 @@ pub enum Error {
         /// Name of the tensor.
         tensor: &'static str,
     },
+    /// A file or folder that could not be read or written: a full disk, say.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    File(#[from] crate::train::FileError),
+    /// A checkpoint that cannot be made, is damaged, or does not fit.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Checkpoint(#[from] crate::train::CheckpointError),
+    /// The system does not tell of Ctrl-C.
+    #[cfg(feature = "run")]
+    #[error("cannot listen for Ctrl-C: {0}")]
+    Interrupt(#[from] ctrlc::Error),
+    /// A model's files, configuration or use (feature `lm`).
+    #[cfg(feature = "lm")]
+    #[error(transparent)]
+    Model(#[from] crate::lm::ModelError),
+    /// Data that cannot be read, split or cached (feature `data`).
+    #[cfg(feature = "data")]
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

@@ -23,6 +23,8 @@
 //! | rewards that compete, and diffusion models | [`diffusion`] |
 //! | metrics, samples, alarms | [`diagnostics`] |
 //! | steps and loops | [`train`] |
+//! | decoders in Hugging Face's format, adapters, sampling (feature `lm`) | `lm` |
+//! | files, tokens, batches and caches of preference data (feature `data`) | `data` |
 //! | operations with a backward pass of their own, checkpointing | [`autograd`] |
 //! | which of libtorch's f32 products to use | [`matmul`] |
 //!
@@ -61,10 +63,14 @@
 
 pub mod autograd;
 mod check;
+#[cfg(feature = "data")]
+pub mod data;
 pub mod diagnostics;
 pub mod diffusion;
 pub mod domain;
 mod error;
+#[cfg(feature = "lm")]
+pub mod lm;
 pub mod logps;
 pub mod loss;
 pub mod matmul;

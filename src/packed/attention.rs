@@ -3,8 +3,11 @@
 //! A block is a run of queries of one segment with the keys that they see: the prefix, and their own segment up to the last of them,
 //! of which the last `queries` columns are causal. Long runs are cut, so that few scores lie behind the diagonal. A large block is
 //! computed by itself on slices of the row; small ones of like shape are gathered, padded and computed together.
+//!
+//! Prefix and own segment side by side are a sequence from its first token on, so a column is a position: query i of a block sees, in a
+//! sliding window of w, the columns c with keys − queries + i − w < c ≤ keys − queries + i. Columns before all of them are left out of the block.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
@@ -40,14 +43,24 @@ impl Block {
         Self { queries: first..first + tokens.len(), own, prefix }
     }
 
-    fn cut(self) -> impl Iterator<Item = Self> {
+    fn cut(self, window: Option<NonZeroUsize>) -> impl Iterator<Item = Self> {
         let (queries, behind) = (self.queries, self.own.end);
         let starts: Vec<usize> = queries.clone().step_by(RUN).collect();
         starts.into_iter().map(move |start| {
             let end = (start + RUN).min(queries.end);
             let own = self.own.start..behind - (queries.end - end);
-            Self { queries: start..end, own, prefix: self.prefix.clone() }
+            Self { queries: start..end, own, prefix: self.prefix.clone() }.within(window)
         })
+    }
+
+    /// Without the keys that not even its first query sees.
+    fn within(mut self, window: Option<NonZeroUsize>) -> Self {
+        let seen = window.map_or(usize::MAX, NonZeroUsize::get).saturating_add(self.queries.len() - 1);
+        let unseen = self.keys().saturating_sub(seen);
+        let of_prefix = unseen.min(self.prefix.len());
+        self.prefix.start += of_prefix;
+        self.own.start += unseen - of_prefix;
+        self
     }
 
     fn keys(&self) -> usize {
@@ -90,11 +103,18 @@ pub(super) struct Plan {
     device: Device,
     /// Above the diagonal of a square of this many queries, true where a query must not look.
     above: BTreeMap<usize, Tensor>,
+    /// The first columns of a block of this many queries and keys, true where they are out of a query's window.
+    behind: BTreeMap<(usize, usize), Tensor>,
 }
 
 impl Plan {
-    pub fn new(blocks: impl IntoIterator<Item = Block>, queries: usize, device: Device) -> Self {
-        let blocks = blocks.into_iter().flat_map(Block::cut);
+    pub fn new(
+        blocks: impl IntoIterator<Item = Block>,
+        queries: usize,
+        window: Option<NonZeroUsize>,
+        device: Device,
+    ) -> Self {
+        let blocks = blocks.into_iter().flat_map(|block| block.cut(window));
         let alone = |block: &Block| device == Device::Cpu && block.scores() >= LARGE;
         let (large, mut small): (Vec<_>, Vec<_>) = blocks.partition(alone);
         small.sort_by_key(|block| (block.keys(), block.queries.len(), block.queries.start));
@@ -105,16 +125,21 @@ impl Plan {
             let (before, bucket) = rest.split_at(rest.len() - n);
             parts.push(match bucket {
                 [block] => Part::Single(block.clone()),
-                several => Part::Many(Bucket::new(several, device)),
+                several => Part::Many(Bucket::new(several, window, device)),
             });
             rest = before;
         }
-        let above = parts.iter().filter_map(|part| match part {
-            Part::Single(block) => Some(block.queries.len()),
-            Part::Many(_) => None,
-        });
-        let above = above.map(|n| (n, above_diagonal(n as i64, device))).collect();
-        Self { parts, queries, device, above }
+        let (mut above, mut behind) = (BTreeMap::new(), BTreeMap::new());
+        for part in &parts {
+            let Part::Single(block) = part else { continue };
+            let (n, keys) = (block.queries.len(), block.keys());
+            above.entry(n).or_insert_with(|| above_diagonal(n as i64, device));
+            if let Some(out) = window.and_then(|window| keys.checked_sub(window.get())).filter(|&out| out > 0) {
+                let mask = || Tensor::ones([n as i64, out as i64], (Kind::Bool, device)).tril(out as i64 - n as i64);
+                behind.entry((n, keys)).or_insert_with(mask);
+            }
+        }
+        Self { parts, queries, device, above, behind }
     }
 
     pub fn queries(&self) -> usize {
@@ -126,12 +151,13 @@ impl Plan {
     }
 
     /// A backward pass may run on another thread, and tensors are not shared between threads.
-    fn shallow_clone(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self {
             parts: self.parts.iter().map(Part::shallow_clone).collect(),
             queries: self.queries,
             device: self.device,
             above: self.above.iter().map(|(&n, mask)| (n, mask.shallow_clone())).collect(),
+            behind: self.behind.iter().map(|(&size, mask)| (size, mask.shallow_clone())).collect(),
         }
     }
 }
@@ -155,7 +181,7 @@ fn above_diagonal(n: i64, device: Device) -> Tensor {
 }
 
 impl Bucket {
-    fn new(blocks: &[Block], device: Device) -> Self {
+    fn new(blocks: &[Block], window: Option<NonZeroUsize>, device: Device) -> Self {
         let queries = blocks.iter().map(|b| b.queries.len()).max().unwrap_or(0);
         let keys = blocks.iter().map(Block::keys).max().unwrap_or(0);
         let (mut query_rows, mut key_rows, mut seen) = (Vec::new(), Vec::new(), Vec::new());
@@ -177,13 +203,19 @@ impl Bucket {
         }
         let (blocks, queries, keys) = (blocks.len() as i64, queries as i64, keys as i64);
         let index = |rows: Vec<i64>| Tensor::from_slice(&rows).to(device);
+        let (columns, seen) = (Tensor::arange(keys, (Kind::Int64, device)), index(seen).view([blocks, 1, queries, 1]));
+        let after = columns.ge_tensor(&seen);
+        let hidden = match window {
+            Some(window) => after.logical_or(&columns.lt_tensor(&(seen - window.get() as i64))),
+            None => after,
+        };
         Self {
             blocks,
             queries,
             keys,
             query_rows: index(query_rows),
             key_rows: index(key_rows),
-            hidden: Tensor::arange(keys, (Kind::Int64, device)).ge_tensor(&index(seen).view([blocks, 1, queries, 1])),
+            hidden,
             real: index(real),
             home: index(home),
         }
@@ -321,8 +353,13 @@ impl Part {
         match self {
             Self::Single(block) => {
                 let n = block.queries.len() as i64;
-                let square = scores.view([batch, -1, n, keys]).narrow(3, keys - n, n);
-                let _ = square.shallow_clone().f_masked_fill_(&plan.above[&block.queries.len()], f64::NEG_INFINITY)?;
+                let each = scores.view([batch, -1, n, keys]);
+                let mut square = each.narrow(3, keys - n, n);
+                let _ = square.f_masked_fill_(&plan.above[&block.queries.len()], f64::NEG_INFINITY)?;
+                if let Some(mask) = plan.behind.get(&(block.queries.len(), block.keys())) {
+                    let mut first = each.narrow(3, 0, mask.size()[1]);
+                    let _ = first.f_masked_fill_(mask, f64::NEG_INFINITY)?;
+                }
             }
             Self::Many(bucket) => {
                 let each = scores.view([bucket.blocks, -1, bucket.queries, keys]);

@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::{num::NonZeroUsize, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
@@ -100,9 +100,10 @@ impl PackedRow {
         if responses.is_empty() {
             return Err(Error::Empty { tensor: "a packed row", shape: "[tokens]" });
         }
-        let blocks = segments.iter().map(|s| Block::new(s.own.clone(), s.own.start, s.own.clone(), s.prefix.clone()));
-        let plan = Plan::new(blocks, ids.len(), device);
-        let everything = Readout { rows: None, plan, tokens: ids.len() };
+        let block = |s: &Segment| Block::new(s.own.clone(), s.own.start, s.own.clone(), s.prefix.clone());
+        let blocks: Vec<Block> = segments.iter().map(block).collect();
+        let plan = Plan::new(blocks.iter().cloned(), ids.len(), None, device);
+        let everything = Readout { rows: None, blocks, plan, tokens: ids.len() };
         Ok(Self {
             tokens: Tensor::from_slice(&ids).to(device),
             positions: Tensor::from_slice(&positions).to(device),
@@ -168,8 +169,8 @@ impl PackedRow {
             rows.extend(tokens.map(|token| token as i64));
         }
         let device = self.tokens.device();
-        let plan = Plan::new(blocks, rows.len(), device);
-        Readout { rows: Some(Tensor::from_slice(&rows).to(device)), plan, tokens: self.ids.len() }
+        let plan = Plan::new(blocks.iter().cloned(), rows.len(), None, device);
+        Readout { rows: Some(Tensor::from_slice(&rows).to(device)), blocks, plan, tokens: self.ids.len() }
     }
 
     /// What scores the responses, for each of their tokens.
@@ -228,6 +229,8 @@ impl Scored {
 #[derive(Debug)]
 pub struct Readout {
     rows: Option<Tensor>,
+    /// Runs of queries and what they see, before the plan cuts them.
+    blocks: Vec<Block>,
     plan: Plan,
     tokens: usize,
 }
@@ -237,6 +240,24 @@ impl Readout {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> i64 {
         self.plan.queries() as i64
+    }
+
+    /// The same tokens, of which each sees itself and the `window` − 1 tokens before it in its sequence, its prompt's included: a sliding
+    /// window. It takes the place of one that was there. Plan it once for all layers.
+    ///
+    /// Source: Beltagy et al. 2020, "Longformer"; Mistral's `sliding_window`.
+    #[must_use]
+    pub fn within(&self, window: NonZeroUsize) -> Self {
+        let plan = Plan::new(self.blocks.iter().cloned(), self.plan.queries(), Some(window), self.plan.device());
+        let (rows, blocks) = (self.rows.as_ref().map(Tensor::shallow_clone), self.blocks.clone());
+        Self { rows, blocks, plan, tokens: self.tokens }
+    }
+
+    /// Another handle on the same, for a closure that has to own one ([`checkpoint`](crate::autograd::checkpoint)'s, say).
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        let (rows, blocks) = (self.rows.as_ref().map(Tensor::shallow_clone), self.blocks.clone());
+        Self { rows, blocks, plan: self.plan.shallow_clone(), tokens: self.tokens }
     }
 
     /// Their rows of `[tokens, ..]`: `[len, ..]`.

@@ -2,7 +2,7 @@ use std::fmt;
 
 use tch::Tensor;
 
-use super::{AdamW, Constant, Schedule, StepReport, scalar};
+use super::{AdamW, Constant, DescentState, Schedule, StepReport, scalar};
 use crate::{
     Error, Result,
     diagnostics::Metrics,
@@ -79,6 +79,33 @@ impl Descent {
     pub fn descend(&mut self, loss: &Tensor) -> Result<f64> {
         self.begin(loss)?;
         Ok(self.finish()?.grad_norm)
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// What moves the parameters.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// What it and its optimiser remember between steps; the schedule goes by the number of steps. As with [`AdamW::state`] the tensors are
+    /// the optimiser's own. Parts accumulated since the last step are not in it.
+    pub fn state(&self) -> DescentState {
+        DescentState { steps: self.step, moments: self.optimizer.state() }
+    }
+
+    /// Goes on from where another one was; parts accumulated before are forgotten. Learning rate, schedule and bound of the norm are its own.
+    ///
+    /// # Errors
+    /// As [`AdamW::restore`]; nothing has changed then.
+    pub fn restore(&mut self, state: &DescentState) -> Result<()> {
+        self.optimizer.restore(&state.moments)?;
+        self.forget();
+        self.step = state.steps;
+        Ok(())
     }
 
     /// Forgets the parts so far.

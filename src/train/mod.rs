@@ -2,13 +2,26 @@
 
 mod adamw;
 mod baseline;
+#[cfg(feature = "run")]
+mod checkpoint;
 mod descent;
+#[cfg(feature = "run")]
+mod file;
+#[cfg(feature = "run")]
+mod interrupt;
+#[cfg(feature = "run")]
+mod log;
 mod observe;
 mod policy;
+#[cfg(feature = "run")]
+mod progress;
 mod reference;
 mod reward;
 mod running;
 mod schedule;
+mod state;
+#[cfg(feature = "run")]
+mod tensorboard;
 mod watch;
 
 use std::num::NonZeroUsize;
@@ -17,13 +30,26 @@ use tch::Tensor;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use baseline::RunningMean;
+#[cfg(feature = "run")]
+pub use checkpoint::{Better, Checkpoint, CheckpointError, Checkpoints, Loaded, Saved, Skipped};
 pub use descent::Descent;
+#[cfg(feature = "run")]
+pub use file::FileError;
+#[cfg(feature = "run")]
+pub use interrupt::Interrupt;
+#[cfg(feature = "run")]
+pub use log::JsonLines;
 pub use observe::{Flow, Observer};
 pub use policy::PolicyTrainer;
+#[cfg(feature = "run")]
+pub use progress::Progress;
 pub use reference::ReferenceUpdate;
 pub use reward::RewardTrainer;
 pub use running::RunningMinimum;
 pub use schedule::{Constant, Schedule, Warmup};
+pub use state::{DescentState, Moments, Position};
+#[cfg(feature = "run")]
+pub use tensorboard::TensorBoard;
 pub use watch::Watch;
 
 use crate::{Result, diagnostics::Metrics};
@@ -107,8 +133,11 @@ pub trait Trainer {
             match self.step_over(&step) {
                 Ok(report) => {
                     let flow = observe::tell(observers, &report);
-                    last = Ok(Some(report));
-                    if flow == Flow::Stop {
+                    last = match observers.iter_mut().find_map(|observer| observer.failure()) {
+                        Some(error) => Err(error),
+                        None => Ok(Some(report)),
+                    };
+                    if flow == Flow::Stop || last.is_err() {
                         break;
                     }
                 }

@@ -1,5 +1,5 @@
 use super::StepReport;
-use crate::diagnostics::Alarm;
+use crate::{Error, diagnostics::Alarm};
 
 /// Whether the loop goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,11 @@ pub trait Observer {
     fn on_alarm(&mut self, alarm: &Alarm) -> Flow {
         let _ = alarm;
         Flow::Continue
+    }
+
+    /// What went wrong for this observer, asked after each step: the loop ends with it.
+    fn failure(&mut self) -> Option<Error> {
+        None
     }
 
     /// After the last one, also when the loop ended by an error.

@@ -37,6 +37,16 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> PolicyTrainer<B
         self
     }
 
+    /// What moves the parameters: steps taken, and what a checkpoint saves.
+    pub fn descent(&self) -> &Descent {
+        &self.descent
+    }
+
+    /// The same, to [restore](Descent::restore) it.
+    pub fn descent_mut(&mut self) -> &mut Descent {
+        &mut self.descent
+    }
+
     /// The loss.
     pub fn loss(&self) -> &L {
         &self.loss

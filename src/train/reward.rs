@@ -20,6 +20,16 @@ impl<B, O: RewardObjective, F: Fn(&B) -> Result<RewardBatch>> RewardTrainer<B, O
     pub fn new(objective: O, forward: F, descent: Descent) -> Self {
         Self { objective, forward, descent, batch: PhantomData }
     }
+
+    /// What moves the parameters: steps taken, and what a checkpoint saves.
+    pub fn descent(&self) -> &Descent {
+        &self.descent
+    }
+
+    /// The same, to [restore](Descent::restore) it.
+    pub fn descent_mut(&mut self) -> &mut Descent {
+        &mut self.descent
+    }
 }
 
 impl<B, O: RewardObjective, F: Fn(&B) -> Result<RewardBatch>> Trainer for RewardTrainer<B, O, F> {

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::{Error, PreferenceBatch, Result, loss::PessimisticDistillation};
+use crate::{Error, PreferenceBatch, Result, domain::PartWeight, loss::PessimisticDistillation};
 
 /// Each member's mean distillation loss over the data seen since the last reset: the minimum over the **data set** of e-DPO.
 ///
@@ -31,6 +31,26 @@ impl RunningMinimum {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Σ weight · loss of each member, `[members]`, f64, and Σ weight: what to save of it. `None` before the first batch.
+    pub fn sums(&self) -> Option<(Tensor, f64)> {
+        self.sums.as_ref().map(|sums| (sums.shallow_clone(), self.weight))
+    }
+
+    /// Goes on from the [`sums`](Self::sums) of another one.
+    ///
+    /// # Errors
+    /// [`Domain`](Error::Domain) unless the weight is positive and finite; [`Rank`](Error::Rank) or [`Kind`](Error::Kind) unless the sums are
+    /// `[members]` in f64.
+    pub fn from_sums(sums: Tensor, weight: f64) -> Result<Self> {
+        if sums.dim() != 1 {
+            return Err(Error::Rank { tensor: "sums", expected: "[members]", found: sums.size() });
+        }
+        if sums.kind() != Kind::Double {
+            return Err(Error::Kind { tensor: "sums", expected: "Double", found: sums.kind() });
+        }
+        Ok(Self { sums: Some(sums), weight: PartWeight::new(weight)?.get() })
     }
 
     /// Adds a batch: pairs count by their weights.

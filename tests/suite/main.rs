@@ -9,8 +9,12 @@ mod anchored;
 mod autograd;
 mod braid;
 mod capo;
+#[cfg(feature = "run")]
+mod checkpoint;
 mod columns;
 mod contrastive;
+#[cfg(feature = "data")]
+mod data;
 mod diagnostics;
 mod distributional;
 mod divergence;
@@ -21,6 +25,8 @@ mod head;
 mod heads;
 mod hull;
 mod identities;
+#[cfg(feature = "lm")]
+mod lm;
 mod logps;
 mod metrics;
 mod minimax;
@@ -47,6 +53,8 @@ mod trl;
 mod uncertainty;
 mod unpaired;
 mod values;
+#[cfg(feature = "run")]
+mod watching;
 
 use prefopt::tch::{Kind, Tensor};
 

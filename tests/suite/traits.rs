@@ -97,6 +97,14 @@ fn losses_are_values() {
     is_a_value::<prefopt::diagnostics::AlarmKind>();
     is_a_value::<prefopt::diagnostics::Limit>();
     is_a_value::<prefopt::diagnostics::Thresholds>();
+    is_a_value::<prefopt::train::Position>();
+    #[cfg(feature = "data")]
+    {
+        is_a_value::<prefopt::data::Limits>();
+        is_a_value::<prefopt::data::Policy>();
+        is_a_value::<prefopt::data::Batching>();
+        is_a_value::<prefopt::data::Place>();
+    }
     is_a_value::<BradleyTerry>();
     is_a_value::<AdamWConfig>();
     is_a_value::<Warmup>();
