@@ -291,6 +291,10 @@ impl Cache {
         if file.exists() {
             return Ok(Self::open(file, key)?);
         }
+        if let Some(folder) = file.parent() {
+            // Before what may take hours.
+            fs::create_dir_all(folder).map_err(|source| DataError::Io { file: file.to_owned(), source })?;
+        }
         let cache = compute()?;
         cache.write(file, key)?;
         Ok(cache)

@@ -11,8 +11,8 @@ use super::{DataError, Result};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Of files, in the order of their names: the weights of a model and whatever else its numbers depend on. Where
-    /// they lie and what they are called does not matter.
+    /// Of files, in the order of their names, those of one name as given: the weights of a model and whatever else its
+    /// numbers depend on. Where they lie does not matter, nor what they are called as long as their order is the same.
     ///
     /// # Errors
     /// [`Io`](DataError::Io).

@@ -99,10 +99,15 @@ pub struct Alarm {
     pub signal: Cow<'static, str>,
     /// The step whose batch, or after which a measurement, raised it; 0 before the first.
     pub step: u64,
-    /// What the kind measures, over as many steps as it waits for.
+    /// What the kind measures, over as many steps as it waits for. JSON has `null` for one that is not finite, which is read as NaN.
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
     /// What the value was beyond.
     pub threshold: f64,
+}
+
+fn or_nan<'de, D: serde::Deserializer<'de>>(number: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(number)?.unwrap_or(f64::NAN))
 }
 
 impl Alarm {

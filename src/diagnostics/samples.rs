@@ -22,7 +22,7 @@ const RUN: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 /// | `samples/entropy` | −Σ log π / Σ tokens, nats a token |
 /// | `samples/length` | tokens |
 /// | `samples/repetition` | [`repetition`] of runs of 4 tokens |
-/// | `samples/alike` | share of samples that are there more than once, over all prompts |
+/// | `samples/alike` | share of samples that another before them equals, 1 − different/all, over all prompts |
 ///
 /// # Errors
 /// [`Length`](Error::Length) when the responses are not as many as the table's, [`Empty`](Error::Empty) when none has a token.

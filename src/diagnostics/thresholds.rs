@@ -38,8 +38,8 @@ impl Limit {
 /// | `loss_stuck` | .01 | 50 | a margin of .02 has been learned after 50 steps past the warm-up |
 /// | `non_finite` | 1000 | 1 | three orders of magnitude above the first step's loss or gradient |
 /// | `entropy_collapse` | .5 | 5 | half of the entropy is gone |
-/// | `length_drift` | 1.5 | 5 | half as long again, or two thirds |
-/// | `repetition` | .2 | 5 | one run of tokens in five more than at first is a repetition |
+/// | `length_drift` | 1.5 | at once | half as long again, or two thirds |
+/// | `repetition` | .2 | at once | one run of tokens in five more than at first is a repetition |
 ///
 /// In a configuration file what is not named keeps its default, and `null` leaves an alarm out:
 ///

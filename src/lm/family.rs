@@ -13,6 +13,7 @@ use super::{
 const HARMLESS: &[&str] = &[
     "_attn_implementation",
     "_name_or_path",
+    "_num_labels",
     "architectures",
     "attention_dropout",
     "attn_implementation",
@@ -34,6 +35,7 @@ const HARMLESS: &[&str] = &[
     "num_labels",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
@@ -199,7 +201,8 @@ fn windows(keys: &mut Keys, dialect: Dialect, layers: usize) -> Loaded<Vec<Optio
             Ok(vec![keys.count("sliding_window")?.or(default); layers])
         }
         Dialect::Qwen2 | Dialect::Qwen3 => {
-            let (used, window) = (keys.flag("use_sliding_window", false)?, keys.count("sliding_window")?);
+            let default = if keys.contains("sliding_window") { None } else { NonZeroUsize::new(4096) };
+            let (used, window) = (keys.flag("use_sliding_window", false)?, keys.count("sliding_window")?.or(default));
             let window = if used { window } else { None };
             let first = keys.index("max_window_layers")?.unwrap_or(28);
             let Some(kinds) = keys.words("layer_types")? else {

@@ -69,7 +69,7 @@ impl Keys {
     /// As [`size`](Self::size), for what counts in memory.
     pub fn count(&mut self, key: &str) -> Loaded<Option<NonZeroUsize>> {
         self.take(key, "a positive whole number", |value| {
-            value.as_u64().and_then(|count| usize::try_from(count).ok()).and_then(NonZeroUsize::new)
+            value.as_i64().and_then(|count| usize::try_from(count).ok()).and_then(NonZeroUsize::new)
         })
     }
 

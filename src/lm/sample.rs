@@ -8,6 +8,7 @@ use super::{ModelError, Reader, attention::Sight};
 use crate::{
     Error, Result,
     domain::{NucleusMass, SamplingTemperature},
+    pairs::check::Named,
 };
 
 /// How continuations are drawn, token by token, from softmax(logits/T), or the part of it that is left by `top_k` and `top_p`.
@@ -103,7 +104,8 @@ impl Sampler {
         }
         let mut streams: Vec<StdRng> = prompts.iter().map(|_| StdRng::seed_from_u64(rng.random())).collect();
         let Some(width) = prompts.iter().map(|prompt| prompt.len()).max() else { return Ok(Vec::new()) };
-        let (batch, width, longest) = (prompts.len() as i64, width as i64, self.longest.get() as i64);
+        let longest = i64::try_from(self.longest.get()).unwrap_or(i64::MAX);
+        let (batch, width) = (prompts.len() as i64, width as i64);
         let (tokens, context) = (width.saturating_add(longest), reader.config().context());
         if tokens > context {
             return Err(ModelError::Context { tokens, context }.into());
@@ -140,6 +142,7 @@ impl Sampler {
 
     /// One token a row of `logits` `[batch, vocab]`, by inverting its cumulative distribution at one number of \[0, 1\).
     fn draw(&self, logits: &Tensor, uniform: &[f64]) -> Result<Vec<i64>> {
+        Named::matrix("logits", "[batch, vocab]", logits).elements("finite", &logits.f_isfinite()?)?;
         let temperature = self.temperature.get();
         if temperature == 0.0 {
             return Ok(Vec::try_from(logits.f_argmax(-1, false)?)?);

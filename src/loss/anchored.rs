@@ -109,7 +109,8 @@ impl PreferenceLoss for ApoZero {
 
 /// Anchored preference optimization, down: σ(r_w) + 1 − σ(r_w − r_l), r = β·(log π − log π_ref), `[batch]`, between 0 and 2.
 ///
-/// Lowers y_l, and y_w too but less: for chosen responses that are worse than the policy's own. Meant so, both fall.
+/// Lowers y_l until the pair is told apart, and from then on mostly y_w (at r_w = 0 from r_w − r_l of 1.3 on): for chosen responses that are worse than the
+/// policy's own. Meant so, both fall.
 ///
 /// Source: D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8. TRL: `loss_type="apo_down"`.
 #[doc(alias = "apo_down")]

@@ -67,7 +67,8 @@ pub enum FDivergence {
     #[default]
     ReverseKl,
     /// f' = 1 − 1/ρ. A response that became unlikelier by u nats counts e^u: from 88 in f32, 709 in f64, it is infinite, and a trainer refuses the
-    /// step. `FDivergence::alpha(0.0)` is the same with the exponent bounded.
+    /// step. `FDivergence::alpha(0.0)` is the same with the exponent bounded: its value stays finite, but from about 44 on the square of
+    /// its slope does not in f32, and a trainer refuses the step (so does [`Ipo`](super::Ipo)'s value).
     ForwardKl,
     /// f' = log 2 + log σ(log ρ) = log \[2ρ/(ρ+1)\], at most log 2.
     #[serde(rename = "js_divergence")]

@@ -248,6 +248,8 @@ impl Readout {
     /// Source: Beltagy et al. 2020, "Longformer"; Mistral's `sliding_window`.
     #[must_use]
     pub fn within(&self, window: NonZeroUsize) -> Self {
+        // More than there are tokens is all of them.
+        let window = window.min(NonZeroUsize::new(self.tokens).unwrap_or(NonZeroUsize::MIN));
         let plan = Plan::new(self.blocks.iter().cloned(), self.plan.queries(), Some(window), self.plan.device());
         let (rows, blocks) = (self.rows.as_ref().map(Tensor::shallow_clone), self.blocks.clone());
         Self { rows, blocks, plan, tokens: self.tokens }

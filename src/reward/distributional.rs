@@ -163,6 +163,11 @@ impl DistributionBatch {
         Ok(Self { categories: categories.clone(), log_probabilities, targets })
     }
 
+    /// The categories.
+    pub fn categories(&self) -> &Categories {
+        &self.categories
+    }
+
     /// log p̂, `[batch, categories]`, nats.
     pub fn log_probabilities(&self) -> &Tensor {
         &self.log_probabilities

@@ -48,6 +48,16 @@ impl RewardBatch {
     pub fn scores(&self) -> &RewardScores {
         &self.scores
     }
+
+    /// The margin by which y_w should beat y_l, `[batch]`, if the batch has it.
+    pub fn margin(&self) -> Option<&Tensor> {
+        self.margin.as_ref()
+    }
+
+    /// log π(y_w), `[batch]`, nats, if the batch has it.
+    pub fn chosen_logps(&self) -> Option<&Tensor> {
+        self.chosen_logps.as_ref()
+    }
 }
 
 /// Bradley–Terry likelihood with an optional margin m and centring weight c:

@@ -155,9 +155,9 @@ impl AdamW {
     /// The same with gradients at hand, one for each parameter, which may be overwritten. A parameter whose gradient is undefined stays as it is.
     pub(super) fn apply(&mut self, mut gradients: Vec<Tensor>, learning_rate: f64, scale: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for (gradient, master) in gradients.iter_mut().zip(&self.masters) {
-            if master.is_some() && gradient.defined() {
-                *gradient = gradient.f_to_kind(Kind::Float)?;
+        for ((gradient, master), parameter) in gradients.iter_mut().zip(&self.masters).zip(&self.parameters) {
+            if gradient.defined() {
+                *gradient = gradient.f_to_kind(master.as_ref().unwrap_or(parameter).kind())?;
             }
         }
         separate(&mut gradients);

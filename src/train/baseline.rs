@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Result,
     domain::{Observation, PartWeight, Retention},
@@ -9,7 +11,8 @@ use crate::{
 /// weight, without a bias towards 0 at its start.
 ///
 /// Source: ρ = 1 as in Jung et al. 2024 (BCO). [`BcoPair`](crate::loss::BcoPair) shows it at work.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunningMean {
     sum: f64,
     weight: f64,

@@ -44,6 +44,9 @@ use tensors::Named;
 /// let mut interrupt = Interrupt::listen()?;
 /// let mut at = Position::default();
 /// if let Some(loaded) = checkpoints.load_last()? {
+///     for skipped in &loaded.skipped {
+///         eprintln!("{} is passed over: {}", skipped.folder.display(), skipped.error);
+///     }
 ///     loaded.checkpoint.restore(variables.variables(), trainer.descent_mut())?;
 ///     at = loaded.checkpoint.position();
 /// }

@@ -144,9 +144,9 @@ impl Descent {
                     match (sum.defined(), gradient.defined()) {
                         (true, true) if so_far.summed => *sum = sum.f_add_(&gradient)?,
                         // Not in place: the engine may have handed one tensor to several parameters.
-                        (true, true) => *sum = sum.f_add(&gradient)?,
-                        (false, true) => *sum = gradient.copy(),
-                        (true, false) if !so_far.summed => *sum = sum.copy(),
+                        (true, true) => *sum = wide(sum)?.f_add(&gradient)?,
+                        (false, true) => *sum = wide(&gradient)?.copy(),
+                        (true, false) if !so_far.summed => *sum = wide(sum)?.copy(),
                         (_, false) => {}
                     }
                 }
@@ -189,4 +189,12 @@ fn norm(gradients: &[Tensor]) -> Result<f64> {
 
 fn finite(quantity: &'static str, step: u64, value: f64) -> Result<f64> {
     if value.is_finite() { Ok(value) } else { Err(Error::NonFinite { quantity, step, value }) }
+}
+
+/// Sums of parts are made in f32 at least: in half precision the later ones would be lost.
+fn wide(gradient: &Tensor) -> Result<Tensor> {
+    match gradient.kind() {
+        tch::Kind::Half | tch::Kind::BFloat16 => Ok(gradient.f_to_kind(tch::Kind::Float)?),
+        _ => Ok(gradient.shallow_clone()),
+    }
 }

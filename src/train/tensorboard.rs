@@ -33,8 +33,8 @@ pub struct TensorBoard {
     path: PathBuf,
     clock: Box<dyn FnMut() -> SystemTime + Send>,
     error: Option<FileError>,
-    /// The first step to come, while the head of the file is still to be written.
-    begins: Option<u64>,
+    /// While the head of the file is still to be written: the step after which a run goes on, if it does.
+    begins: Option<Option<u64>>,
 }
 
 impl TensorBoard {
@@ -43,7 +43,7 @@ impl TensorBoard {
     /// # Errors
     /// [`File`](Error::File) when it cannot be made.
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
-        Self::resume(folder, 0)
+        Self::open(folder.into(), None)
     }
 
     /// A further file in the folder of a run that goes on after step `step`: TensorBoard drops what earlier files say of later
@@ -52,22 +52,25 @@ impl TensorBoard {
     /// # Errors
     /// As [`create`](Self::create).
     pub fn resume(folder: impl Into<PathBuf>, step: u64) -> Result<Self> {
+        Self::open(folder.into(), Some(step))
+    }
+
+    fn open(folder: PathBuf, after: Option<u64>) -> Result<Self> {
         static FILES: AtomicU64 = AtomicU64::new(0);
-        let folder = folder.into();
         fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;
         // TensorBoard reads files in the order of their names, so the time comes first.
         let (now, process) = (seconds(SystemTime::now()) as u64, process::id());
         let name = format!("events.out.tfevents.{now:010}.prefopt.{process}.{}", FILES.fetch_add(1, Ordering::Relaxed));
         let path = folder.join(name);
         let file = File::create_new(&path).map_err(FileError::at("create", &path))?;
-        Ok(Self { begins: Some(step), ..Self::new(file, path) })
+        Ok(Self { begins: Some(after), ..Self::new(file, path) })
     }
 
     /// To wherever `out` leads, which errors call `path`.
     #[must_use]
     pub fn new(out: impl Write + Send + 'static, path: impl Into<PathBuf>) -> Self {
         let (out, clock) = (Box::new(out), Box::new(SystemTime::now));
-        Self { out, path: path.into(), clock, error: None, begins: Some(0) }
+        Self { out, path: path.into(), clock, error: None, begins: Some(None) }
     }
 
     /// By another clock than the system's.
@@ -106,7 +109,7 @@ impl TensorBoard {
         let mut bytes = Vec::new();
         if let Some(begins) = self.begins.take() {
             bytes.extend(record(&head(0).text(3, "brain.Event:2")));
-            if begins > 0 {
+            if let Some(begins) = begins {
                 bytes.extend(record(&head(begins + 1).message(7, Message::default().integer(1, 1))));
             }
         }

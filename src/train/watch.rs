@@ -20,6 +20,9 @@ use crate::diagnostics::{Alarm, Metrics, Monitor, Thresholds};
 /// ```
 ///
 /// In a loop of one's own [`step`](Self::step) takes the report and returns what is new.
+///
+/// It is not part of a checkpoint: in a run that goes on, what later numbers are compared with are the first ones after that. Give the numbers of
+/// the log to [`measured`](Self::measured) first to have the old ones.
 #[derive(Debug, Clone)]
 pub struct Watch {
     monitor: Monitor,

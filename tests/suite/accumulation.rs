@@ -40,7 +40,9 @@ fn part(built: &Built, pairs: &Range<i64>) -> Result<PreferenceBatch> {
         .with_all_responses(ResponseTable::new(p(3), d(7))?)?
         .with_lengths(ResponseLengths::new(tokens(1), tokens(2))?)?
         .with_student_scores(RewardScores::single(&p(4), &p(5))?)?
-        .with_policy_samples(ResponseTable::new(p(6), d(8))?)
+        .with_policy_samples(ResponseTable::new(p(6), d(8))?)?
+        .with_gold(prefopt::logps::ResponseLogps { sums: p(1), lengths: tokens(3) })?
+        .with_policy_weights(d(5))
 }
 
 /// A name, the size of the family that it takes, and a loss.
@@ -402,6 +404,9 @@ fn every_column(batch: &PreferenceBatch) -> Result<Vec<Vec<f64>>> {
         samples.reference(),
         all.policy(),
         all.reference(),
+        &batch.require_gold("a test")?.sums,
+        &batch.require_gold("a test")?.lengths,
+        batch.require_policy_weights("a test")?,
     ];
     Ok(columns.into_iter().map(numbers).collect())
 }
@@ -437,7 +442,11 @@ fn batches_are_put_together_column_by_column() -> Result<()> {
 #[test]
 fn batches_of_unlike_columns_are_not_put_together() -> Result<()> {
     type Add = fn(PreferenceBatch) -> Result<PreferenceBatch>;
-    let columns: [(&str, Add); 8] = [
+    let columns: [(&str, Add); 10] = [
+        ("gold", |b| {
+            b.with_gold(prefopt::logps::ResponseLogps { sums: ones(&[2]), lengths: ones(&[2]).to_kind(Kind::Int64) })
+        }),
+        ("policy_weights", |b| b.with_policy_weights(ones(&[2]))),
         ("rewards", |b| b.with_rewards(RewardScores::new(ones(&[3, 2]), ones(&[3, 2]))?)),
         ("weights", |b| b.with_weights(ones(&[2]))),
         ("soft_labels", |b| b.with_soft_labels(ones(&[2]))),
@@ -494,5 +503,18 @@ fn a_mixture_is_one_model() -> Result<()> {
         scores.mixed(&ones(&[3]).to_kind(Kind::Float)),
         "weights must be Double like the tensors it goes with, got Float",
     );
+    Ok(())
+}
+
+/// In bf16 a sum of ones stops at 256, where one more is less than half a unit of it.
+#[test]
+fn many_parts_add_up_in_half_precision() -> Result<()> {
+    let x = Tensor::from_slice(&[1.0_f32]).to_kind(Kind::BFloat16).set_requires_grad(true);
+    let optimizer = AdamW::new(vec![x.shallow_clone()], AdamWConfig::default())?.with_masters();
+    let mut descent = Descent::new(optimizer, 0.1)?.with_max_norm(None)?;
+    for _ in 0..300 {
+        descent.accumulate(&x.sum(Kind::Float), 1.0)?;
+    }
+    close(descent.finish()?.grad_norm, 1.0, 1e-3, 0.0, "norm of the mean of 300 equal gradients");
     Ok(())
 }
