@@ -1,7 +1,8 @@
 //! A real model against transformers' numbers of it: stories260k, and another folder that a variable names.
 //!
 //! `PREFOPT_LM_MODEL=/path/smollm2-135m cargo test --release --features lm lm::reference`, after `tests/lm/make_reference.py /path/smollm2-135m`,
-//! which writes `/path/smollm2-135m-reference`.
+//! which writes `/path/smollm2-135m-reference`. SmolLM2-135M misses two of the bounds by a little: one gradient norm of 272 is 1.009e-4 off, one sum
+//! 1.13e-5. Both sides are f32, and f32 is up to 1.3e-4 from f64 there; the bounds stay those of the small model.
 
 use std::{
     collections::BTreeMap,
@@ -45,11 +46,6 @@ impl Reference {
 
     fn model(&self) -> std::result::Result<CausalLm, prefopt::lm::ModelError> {
         CausalLm::load(&self.folder, Device::Cpu, Kind::Float)
-    }
-
-    /// What f32 leaves of a gradient on both sides: 1e-4 for the five layers of stories260k, more for a network of thirty.
-    fn tolerance(&self, model: &CausalLm) -> f64 {
-        if model.config().layers() > 10 { 1e-3 } else { 1e-4 }
     }
 
     fn ids(&self, name: &str) -> Vec<i64> {
@@ -124,7 +120,7 @@ fn log_probabilities() -> Outcome {
             .collect();
         near(&tokens.logps, &Tensor::cat(&parts, 0), &format!("{name}: log-probabilities"));
         let expected: Vec<f64> = parts.iter().map(|part| part.sum(Kind::Double).double_value(&[])).collect();
-        all_close(&numbers(&sums.sums), &expected, 0.1 * reference.tolerance(&model), format_args!("{name}: sums"));
+        all_close(&numbers(&sums.sums), &expected, 1e-5, format_args!("{name}: sums"));
 
         let ids = reference.ids("paragraph.input_ids");
         let row = PackedRow::sequences([(&ids[..1], &ids[1..])], Device::Cpu)?;
@@ -172,13 +168,10 @@ fn gradients_of_dpo() -> Outcome {
             for (weight, gradient) in &found {
                 let norm = gradient.norm().double_value(&[]);
                 let expected = reference.tensors[&format!("dpo.grad_norm.{weight}")].double_value(&[0]);
-                close(norm, expected, reference.tolerance(&model), 0.0, format_args!("{name}: gradient of {weight}"));
+                close(norm, expected, 1e-4, 0.0, format_args!("{name}: gradient of {weight}"));
                 if let Some(expected) = reference.tensors.get(&format!("dpo.grad.{weight}")) {
                     let off = (gradient - expected).norm().double_value(&[]);
-                    assert!(
-                        off <= reference.tolerance(&model) * norm,
-                        "{name}: gradient of {weight} is off by {off:e}"
-                    );
+                    assert!(off <= 1e-4 * norm, "{name}: gradient of {weight} is off by {off:e}");
                 }
             }
         }
