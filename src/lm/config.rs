@@ -7,7 +7,7 @@ use super::{
     rope::Rope,
 };
 
-const FILE: &str = "config.json";
+pub(super) const FILE: &str = "config.json";
 
 /// The part of `config.json` that shapes the computation, and its text, which [`save`](super::CausalLm::save) writes again as it was.
 ///
@@ -44,6 +44,8 @@ pub(super) struct Shape {
     pub windows: Vec<Option<NonZeroUsize>>,
     /// Tokens that end a text.
     pub ends: Vec<i64>,
+    /// What the names of the family's classes begin with in transformers.
+    pub class: &'static str,
 }
 
 /// What differs beyond sizes.

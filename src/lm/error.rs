@@ -136,9 +136,9 @@ pub enum ModelError {
         /// Positions that there are.
         context: i64,
     },
-    /// A reference asked of a model that has no adapter to switch off.
+    /// A model without an adapter, asked for the reference without it, for its file, or to fold it into the weights.
     #[error(
-        "the model has no adapter to switch off: a reference of a fully tuned model is a second model, or its log-probabilities"
+        "the model has no adapter to switch off, save or merge: a reference of a fully tuned model is a second model, or its log-probabilities"
     )]
     NoAdapter,
     /// A second adapter.
@@ -149,6 +149,14 @@ pub enum ModelError {
     NoTarget {
         /// The name.
         target: String,
+    },
+    /// A padding token by which transformers would read a reward at another token than a response's last, or load no model at all.
+    #[error("{token} cannot be the padding token of a reward model: {reason}")]
+    Padding {
+        /// The token.
+        token: i64,
+        /// Why not.
+        reason: &'static str,
     },
     /// libtorch refused an operation.
     #[error(transparent)]

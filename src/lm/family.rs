@@ -113,6 +113,7 @@ fn gpt2(keys: &mut Keys) -> Loaded<Shape> {
         tied: keys.flag("tie_word_embeddings", true)?,
         windows: vec![None; layers],
         ends: Vec::new(),
+        class: "GPT2",
     })
 }
 
@@ -126,6 +127,17 @@ enum Dialect {
     Qwen2,
     /// Norms of heads in their place.
     Qwen3,
+}
+
+impl Dialect {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Llama => "Llama",
+            Self::Mistral => "Mistral",
+            Self::Qwen2 => "Qwen2",
+            Self::Qwen3 => "Qwen3",
+        }
+    }
 }
 
 fn llama(keys: &mut Keys, dialect: Dialect) -> Loaded<Shape> {
@@ -186,6 +198,7 @@ fn llama(keys: &mut Keys, dialect: Dialect) -> Loaded<Shape> {
         tied: keys.flag("tie_word_embeddings", false)?,
         windows: windows(keys, dialect, layers)?,
         ends: Vec::new(),
+        class: dialect.class(),
     })
 }
 

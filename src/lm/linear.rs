@@ -107,6 +107,29 @@ impl Linear {
         self.adapter = Some(adapter);
     }
 
+    /// W + s·B A as the file lays it out, in the weight's kind and without a gradient; `None` without an adapter.
+    pub fn merged(&self) -> Loaded<Option<Tensor>> {
+        let Some(adapter) = &self.adapter else { return Ok(None) };
+        let _no_grad = tch::no_grad_guard();
+        let change = adapter.up.f_matmul(&adapter.down)? * adapter.scale;
+        let change = match self.layout {
+            Layout::Linear => change,
+            Layout::Conv1d => change.f_tr()?,
+        };
+        let weight = self.weight.f_to_kind(change.kind())?.f_add(&change)?;
+        Ok(Some(weight.f_to_kind(self.weight.kind())?))
+    }
+
+    /// Writes [`merged`](Self::merged) into the weight, and has no adapter then.
+    pub fn merge(&mut self) -> Loaded<()> {
+        if let Some(merged) = self.merged()? {
+            let _no_grad = tch::no_grad_guard();
+            self.weight.f_copy_(&merged)?;
+            self.adapter = None;
+        }
+        Ok(())
+    }
+
     /// Everything with a gradient of its own.
     pub fn weights(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.adapter.iter().flat_map(|adapter| [&adapter.down, &adapter.up]);

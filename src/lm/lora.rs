@@ -132,7 +132,7 @@ impl CausalLm {
     /// # Errors
     /// [`NoTarget`](ModelError::NoTarget) for a target that no layer has; [`SecondAdapter`](ModelError::SecondAdapter).
     pub fn with_lora(self, config: LoraConfig, seed: u64) -> Result<Self, ModelError> {
-        let mut source = Fresh::new(seed, (self.adapter_kind(), self.device()));
+        let mut source = Fresh::new(seed, (self.wide_kind(), self.device()));
         self.adapted(config, &mut source)
     }
 
@@ -142,7 +142,7 @@ impl CausalLm {
     /// [`ModelError`] naming the file and the key or tensor: options beyond rank, α and targets are not implemented.
     pub fn load_adapter(self, folder: &Path) -> Result<Self, ModelError> {
         let config = LoraConfig::read(folder)?;
-        let mut source = Checkpoint::file(folder.join(WEIGHTS), (self.adapter_kind(), self.device()))?;
+        let mut source = Checkpoint::file(folder.join(WEIGHTS), (self.wide_kind(), self.device()))?;
         let model = self.adapted(config, &mut source)?;
         source.finish(|_| false)?;
         Ok(model)
@@ -160,6 +160,29 @@ impl CausalLm {
         config.save(folder, layout)
     }
 
+    /// Folds the adapter into the weights: W + (α/r) B A, rounded to their kind. Then there is none, all weights are trained, and
+    /// [`save`](Self::save) writes what was tuned.
+    ///
+    /// # Errors
+    /// [`NoAdapter`](ModelError::NoAdapter) without one.
+    pub fn merged(mut self) -> Result<Self, ModelError> {
+        if self.lora.take().is_none() {
+            return Err(ModelError::NoAdapter);
+        }
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            linear.merge()?;
+        }
+        self.train_weights(true)?;
+        Ok(self)
+    }
+
+    /// The weight of this name with the adapter folded in; `None` where none changes it.
+    pub(super) fn merged_weight(&self, name: &str) -> Loaded<Option<Tensor>> {
+        let layer = name.strip_suffix(".weight");
+        let adapted = self.linears().find(|linear| layer == Some(linear.name()));
+        adapted.map_or(Ok(None), Linear::merged)
+    }
+
     pub(super) fn adapter_parameters(&self) -> Vec<(String, Tensor)> {
         let of = |linear: &Linear| {
             let Adapter { down, up, .. } = linear.adapter()?;
@@ -173,7 +196,8 @@ impl CausalLm {
         self.blocks.iter().flat_map(Block::linears)
     }
 
-    fn adapter_kind(&self) -> Kind {
+    /// Of what is trained beside weights of half precision.
+    pub(super) fn wide_kind(&self) -> Kind {
         if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
     }
 
@@ -196,7 +220,7 @@ impl CausalLm {
                 linear.set_adapter(Adapter { down, up, scale });
             }
         }
-        self.freeze()?;
+        self.train_weights(false)?;
         self.lora = Some(config);
         Ok(self)
     }

@@ -7,6 +7,7 @@
 //! | files | `config.json`, `model.safetensors` or shards with an index; F64, F32, BF16 and F16 in the file, Float, BFloat16 or Double in memory |
 //! | training | [`CausalLm`] is a [`Decoder`](crate::logps::Decoder): packed pairs, the chunked vocabulary head, checkpointing by layer |
 //! | adapters | [`LoraConfig`]; with one, [`CausalLm::reference`] is the same model without it, so that no second one is held |
+//! | reward models | [`RewardModel`]: a linear score for each member, in transformers' and TRL's format; [`reward`](crate::reward) has the objectives |
 //! | sampling | [`Sampler`]: batched, with kept keys and values, seeded |
 //!
 //! What is not implemented is refused by name ([`ModelError`]); nothing is passed over that would change what is computed.
@@ -51,6 +52,7 @@ mod lora;
 mod model;
 mod norm;
 mod reader;
+mod reward;
 mod rope;
 mod sample;
 mod source;
@@ -61,4 +63,5 @@ pub use error::ModelError;
 pub use lora::LoraConfig;
 pub use model::CausalLm;
 pub use reader::Reader;
+pub use reward::RewardModel;
 pub use sample::Sampler;

@@ -18,6 +18,8 @@ use crate::{
     packed::{PackedRow, Readout},
 };
 
+const HEAD: &str = "lm_head.weight";
+
 /// A causal language model in Hugging Face's format.
 ///
 /// It is a [`Decoder`], so [`response_logps_of`](crate::logps::response_logps_of) scores packed pairs with it. There is no dropout. Half precision
@@ -44,19 +46,20 @@ impl CausalLm {
     /// [`ModelError`] naming the file and the key or tensor: an unsupported configuration, a missing, misshapen or superfluous tensor, a truncated
     /// file.
     pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(folder)?;
-        let mut checkpoint = Checkpoint::open(folder, options(kind, device)?)?;
-        // The first GPT-2 files leave the beginning of their names away.
-        if matches!(config.shape.architecture, Architecture::Gpt2 { .. }) && checkpoint.contains("wte.weight") {
-            checkpoint = checkpoint.without("transformer.");
-        }
+        let (config, mut checkpoint) = Self::open(folder, device, kind)?;
         let model = Self::build(config, &mut checkpoint)?;
         let tied = model.config.shape.tied;
-        checkpoint.finish(|name| {
-            let buffer = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
-            buffer.iter().any(|end| name.ends_with(end)) || (tied && name == "lm_head.weight")
-        })?;
+        checkpoint.finish(|name| is_buffer(name) || (tied && name == HEAD))?;
         Ok(model)
+    }
+
+    /// The configuration and the weights of a folder.
+    pub(super) fn open(folder: &Path, device: Device, kind: Kind) -> Loaded<(ModelConfig, Checkpoint)> {
+        let config = ModelConfig::read(folder)?;
+        let checkpoint = Checkpoint::open(folder, options(kind, device)?)?;
+        // The first GPT-2 files leave the beginning of their names away.
+        let short = matches!(config.shape.architecture, Architecture::Gpt2 { .. }) && checkpoint.contains("wte.weight");
+        Ok((config, if short { checkpoint.without("transformer.") } else { checkpoint }))
     }
 
     /// A new one: matrices uniform with standard deviation .02, norms 1, biases 0.
@@ -68,6 +71,18 @@ impl CausalLm {
     }
 
     fn build(config: ModelConfig, source: &mut dyn Source) -> Loaded<Self> {
+        let mut model = Self::trunk(config, source)?;
+        let shape = &model.config.shape;
+        if !shape.tied {
+            let mut builder = Builder::new(source);
+            model.head = builder.take(HEAD.to_owned(), &[shape.vocab, shape.width], Start::MATRIX)?;
+            model.named.extend(builder.finish());
+        }
+        Ok(model)
+    }
+
+    /// One whose head, if not the embedding, is still to come.
+    pub(super) fn trunk(config: ModelConfig, source: &mut dyn Source) -> Loaded<Self> {
         let (shape, mut builder) = (&config.shape, Builder::new(source));
         let (table, context) = ([shape.vocab, shape.width], [shape.context, shape.width]);
         let learned = matches!(shape.architecture, Architecture::Gpt2 { .. });
@@ -82,12 +97,15 @@ impl CausalLm {
             true => Norm::layer(&mut builder, "transformer.ln_f", shape.width, shape.epsilon)?,
             false => Norm::root_mean_square(&mut builder, "model.norm", shape.width, shape.epsilon)?,
         };
-        let head = match shape.tied {
-            true => embedding.shallow_clone(),
-            false => builder.take("lm_head.weight".to_owned(), &table, Start::MATRIX)?,
-        };
-        let named = builder.finish();
+        let (head, named) = (embedding.shallow_clone(), builder.finish());
         Ok(Self { config, embedding, positions, blocks, norm, head, named, lora: None, checkpointing: false })
+    }
+
+    /// The same without a head of its own.
+    pub(super) fn into_trunk(mut self) -> Self {
+        self.named.retain(|(name, _)| name != HEAD);
+        self.head = self.embedding.shallow_clone();
+        self
     }
 
     /// Computes each layer again in the backward pass instead of keeping what it needs: less memory, a third more time.
@@ -134,7 +152,7 @@ impl CausalLm {
     /// # Errors
     /// [`Write`](ModelError::Write).
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
-        weights::save(folder, self.named.iter().map(|(name, tensor)| (name.clone(), tensor)))?;
+        weights::save(folder, self.named.iter().map(|(name, tensor)| (name.clone(), tensor)), |_| Ok(None))?;
         self.config.save(folder)
     }
 
@@ -157,12 +175,17 @@ impl CausalLm {
         }
     }
 
-    pub(super) fn freeze(&self) -> Loaded<()> {
+    pub(super) fn train_weights(&self, trained: bool) -> Loaded<()> {
         for (_, tensor) in &self.named {
-            let _ = tensor.f_set_requires_grad(false)?;
+            let _ = tensor.f_set_requires_grad(trained)?;
         }
         Ok(())
     }
+}
+
+/// Whether early files have a tensor of this name beside the weights: what is computed here.
+pub(super) fn is_buffer(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"].iter().any(|end| name.ends_with(end))
 }
 
 fn options(kind: Kind, device: Device) -> Loaded<(Kind, Device)> {

@@ -67,7 +67,7 @@ impl Shard {
         let Some(info) = self.header.info(name) else {
             return Err(ModelError::MissingTensor { file: file(), tensor: name.to_owned() });
         };
-        let found: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        let found = shape(info);
         if found != size {
             return Err(ModelError::Shape { file: file(), tensor: name.to_owned(), expected: size.to_vec(), found });
         }
@@ -81,6 +81,10 @@ impl Shard {
             .map_err(|cause| ModelError::Read { file: self.path.clone(), cause })?;
         Ok(Tensor::f_from_data_size(&bytes, size, kind)?)
     }
+}
+
+fn shape(info: &TensorInfo) -> Vec<i64> {
+    info.shape.iter().map(|&n| n as i64).collect()
 }
 
 fn kind(dtype: Dtype) -> Option<Kind> {
@@ -155,6 +159,18 @@ impl Checkpoint {
         self.places.contains_key(name)
     }
 
+    /// The size of a tensor.
+    pub fn size(&self, name: &str) -> Loaded<Vec<i64>> {
+        let info = self.places.get(name).and_then(|&shard| self.shards[shard].header.info(name));
+        let missing = || ModelError::MissingTensor { file: self.file.clone(), tensor: name.to_owned() };
+        info.map(shape).ok_or_else(missing)
+    }
+
+    /// Tensors that are still to be taken become of this kind.
+    pub fn in_kind(self, kind: Kind) -> Self {
+        Self { options: (kind, self.options.1), ..self }
+    }
+
     /// For a file in which names lack this beginning.
     pub fn without(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
@@ -188,13 +204,27 @@ impl Source for Checkpoint {
     }
 }
 
-/// Writes `model.safetensors`.
-pub(super) fn save<'a>(folder: &Path, tensors: impl IntoIterator<Item = (String, &'a Tensor)>) -> Loaded<()> {
-    save_file(&folder.join(WHOLE), tensors)
+/// Writes `model.safetensors`. `changed` makes what is written in a tensor's place, of its size and kind, when its turn comes, so that no more than
+/// one is held.
+pub(super) fn save<'a>(
+    folder: &Path,
+    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+    changed: impl Fn(&str) -> Loaded<Option<Tensor>>,
+) -> Loaded<()> {
+    write(&folder.join(WHOLE), tensors, changed)
 }
 
-/// Writes a file beside the old one, of this format, and puts it in its place when it is complete.
+/// Writes a file of this format.
 pub(super) fn save_file<'a>(file: &Path, tensors: impl IntoIterator<Item = (String, &'a Tensor)>) -> Loaded<()> {
+    write(file, tensors, |_| Ok(None))
+}
+
+/// Writes a file beside the old one and puts it in its place when it is complete.
+fn write<'a>(
+    file: &Path,
+    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+    changed: impl Fn(&str) -> Loaded<Option<Tensor>>,
+) -> Loaded<()> {
     let mut tensors: Vec<_> = tensors.into_iter().map(|(name, tensor)| (name, tensor, dtype(tensor))).collect();
     // The format's order, by which every tensor is aligned.
     tensors.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
@@ -214,8 +244,9 @@ pub(super) fn save_file<'a>(file: &Path, tensors: impl IntoIterator<Item = (Stri
         let failed = |cause| ModelError::Write { file: file.to_owned(), cause };
         out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
-        for (_, tensor, _) in &tensors {
-            let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        for (name, tensor, _) in &tensors {
+            let changed = changed(name)?;
+            let tensor = changed.as_ref().unwrap_or(tensor).f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
             let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
             tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
             out.write_all(&bytes).map_err(failed)?;

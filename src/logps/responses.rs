@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{TokenScores, VocabularyHead};
 use crate::{
-    PairLogps, ResponseLengths, Result,
+    Error, PairLogps, ResponseLengths, Result,
     packed::{PackedRow, Readout, Scored},
     pairs::check::Named,
 };
@@ -42,9 +42,10 @@ impl ResponseLogps {
     /// # Errors
     /// [`Length`](crate::Error::Length) when the responses are not pairs, or the reference's are not as many.
     pub fn into_pairs(self, reference: &Self) -> Result<(PairLogps, ResponseLengths)> {
-        let [chosen, rejected] = halves("sums", &self.sums)?;
-        let [ref_chosen, ref_rejected] = halves("reference sums", &reference.sums)?;
-        let [chosen_lengths, rejected_lengths] = halves("lengths", &self.lengths)?;
+        let sides = |name: &'static str, values: &Tensor| halves(Named::matrix(name, "[2 · pairs]", values).rank(1)?);
+        let [chosen, rejected] = sides("sums", &self.sums)?;
+        let [ref_chosen, ref_rejected] = sides("reference sums", &reference.sums)?;
+        let [chosen_lengths, rejected_lengths] = sides("lengths", &self.lengths)?;
         Ok((
             PairLogps::new(chosen, rejected, ref_chosen, ref_rejected)?,
             ResponseLengths::new(chosen_lengths, rejected_lengths)?,
@@ -52,15 +53,16 @@ impl ResponseLogps {
     }
 }
 
-/// The even and the odd entries of a vector.
-fn halves(tensor: &'static str, values: &Tensor) -> Result<[Tensor; 2]> {
-    let found = Named::matrix(tensor, "[2 · pairs]", values).rank(1)?.tensor.size()[0];
+/// The even and the odd entries along the last axis, of a row of pairs: of chosen and of rejected responses.
+pub(crate) fn halves(values: Named) -> Result<[Tensor; 2]> {
+    let Named { name, shape, tensor } = values;
+    let found = tensor.size().last().copied().unwrap_or_default();
     if found % 2 != 0 {
-        let shape = "[2 · pairs]";
-        return Err(crate::Error::Length { tensor, shape, dimension: "responses", expected: found + 1, found });
+        let (dimension, expected) = ("responses", found + 1);
+        return Err(Error::Length { tensor: name, shape, dimension, expected, found });
     }
-    let pairs = values.view([-1, 2]);
-    Ok([pairs.select(1, 0), pairs.select(1, 1)])
+    let every_second = |first: i64| tensor.f_slice(-1, first, None::<i64>, 2);
+    Ok([every_second(0)?, every_second(1)?])
 }
 
 /// Log-probabilities of the responses in a packed row, in their order.
@@ -87,10 +89,15 @@ pub fn response_scores_of<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow) -> 
 
 /// A hidden state for each token of the responses, the one that predicts it.
 fn predicting_states<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow) -> Result<(Tensor, Scored)> {
-    let readout = row.predicting();
-    let hidden = decoder.hidden(row, &readout)?;
-    // A decoder that forgets to select would otherwise be read at other tokens, without a sign of it.
-    Named::matrix("hidden", "[tokens read, width]", &hidden).rank(2)?.length(0, "tokens read", readout.len())?;
+    let hidden = hidden_of(decoder, row, &row.predicting())?;
     let scored = row.scored();
     Ok((hidden.f_index_select(0, &scored.predictors)?, scored))
+}
+
+/// Hidden states of the readout's tokens, one each.
+pub(crate) fn hidden_of<D: Decoder + ?Sized>(decoder: &D, row: &PackedRow, readout: &Readout) -> Result<Tensor> {
+    let hidden = decoder.hidden(row, readout)?;
+    // A decoder that forgets to select would otherwise be read at other tokens, without a sign of it.
+    Named::matrix("hidden", "[tokens read, width]", &hidden).rank(2)?.length(0, "tokens read", readout.len())?;
+    Ok(hidden)
 }

@@ -2,11 +2,13 @@
 //!
 //! A scorer's output is a column by the time a policy loss sees it: score the data once, keep the scores.
 
+mod decoder;
 mod distributional;
 mod heads;
 mod objective;
 mod preference;
 
+pub use decoder::{pair_rewards_of, response_rewards_of};
 pub use distributional::{
     Categories, Cost, CrossEntropy, DistributionBatch, DistributionLoss, DistributionalHead, MongeTransport,
     OptimalTransport, SquaredCdf,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::numbers;
 
-const WEIGHTS: &str = "model.safetensors";
+pub const WEIGHTS: &str = "model.safetensors";
 
 fn load(folder: &Path, kind: Kind) -> Result<CausalLm, ModelError> {
     CausalLm::load(folder, Device::Cpu, kind)
@@ -33,7 +33,7 @@ fn saved(name: &str, kind: Kind) -> Result<tempfile::TempDir, Box<dyn std::error
 }
 
 /// Writes the tensors of a model anew, after a change.
-fn rewritten(folder: &Path, change: impl FnOnce(&mut Vec<(String, Tensor)>)) -> Result<(), prefopt::tch::TchError> {
+pub fn rewritten(folder: &Path, change: impl FnOnce(&mut Vec<(String, Tensor)>)) -> Result<(), prefopt::tch::TchError> {
     let mut tensors = Tensor::read_safetensors(folder.join(WEIGHTS))?;
     change(&mut tensors);
     Tensor::write_safetensors(&tensors, folder.join(WEIGHTS))

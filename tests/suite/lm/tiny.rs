@@ -89,8 +89,12 @@ pub fn copied(from: &CausalLm) -> CausalLm {
 
 /// Gradients by name, and forgets them. Undefined ones are zeros.
 pub fn gradients(model: &CausalLm) -> BTreeMap<String, Tensor> {
-    let parameters = model.parameters().into_iter();
-    let taken = parameters.map(|(name, mut tensor)| {
+    gradients_of(model.parameters())
+}
+
+/// Those of any parameters.
+pub fn gradients_of(parameters: Vec<(String, Tensor)>) -> BTreeMap<String, Tensor> {
+    let taken = parameters.into_iter().map(|(name, mut tensor)| {
         let grad = tensor.grad();
         let grad = if grad.defined() { grad.copy() } else { tensor.zeros_like() };
         tensor.zero_grad();
