@@ -112,6 +112,16 @@ pub enum DataError {
         /// How many there are.
         pairs: usize,
     },
+    /// A number outside the domain of its parameter.
+    #[error("{parameter} must be {domain}, got {value}")]
+    Domain {
+        /// Name of the parameter.
+        parameter: &'static str,
+        /// What it may be.
+        domain: &'static str,
+        /// What it was.
+        value: f64,
+    },
     /// A share that leaves one part without a pair for certain.
     #[error("the held-out share must be above 0 and below 1, got {0}")]
     Share(f64),

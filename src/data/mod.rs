@@ -12,6 +12,7 @@
 //! | who writes the end-of-sequence token | we, once, for plain text; the chat template for conversations; nobody after a response that is cut |
 //! | what is left out | counted by reason ([`Report`]); broken lines are listed with file, line and reason ([`BadLines`]) |
 //! | what is in memory | the tokens, 4 bytes each, and the text of a thousand records |
+//! | what a member of a family of reward models learns from | a [bootstrap](PairDataset::bootstrap), or pairs of [a given length bias](PairDataset::where_longer_wins) |
 //! | what a resumed run needs | the data, a seed, a [`Batching`] and a [`Place`] |
 //! | when a cache is stale | when a token of the data or a byte of the model is another ([`CacheKey`]) |
 //!
@@ -51,6 +52,7 @@ mod cache;
 mod clock;
 mod dataset;
 mod digest;
+mod draws;
 mod error;
 mod faults;
 mod form;
@@ -61,6 +63,7 @@ mod prefix;
 mod read;
 mod record;
 mod report;
+mod resample;
 mod special;
 #[cfg(feature = "parquet")]
 mod table;

@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataError, PairDataset, Result};
+use super::{DataError, PairDataset, Result, draws::Draws};
 
 /// Every pair once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,42 +196,5 @@ fn cut(order: Vec<usize>, tokens: &[usize], size: BatchSize) -> Vec<Vec<usize>> 
 fn shuffle<T>(items: &mut [T], draws: &mut Draws) {
     for last in (1..items.len()).rev() {
         items.swap(last, draws.below(last as u64 + 1) as usize);
-    }
-}
-
-/// Uniform numbers out of BLAKE3: a generator of a crate may change with its version, and training would not resume.
-struct Draws {
-    stream: blake3::OutputReader,
-    buffer: [u8; 512],
-    used: usize,
-}
-
-impl Draws {
-    fn new(purpose: &[u8], seed: u64, epoch: u64) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(purpose).update(&seed.to_le_bytes()).update(&epoch.to_le_bytes());
-        Self { stream: hasher.finalize_xof(), buffer: [0; 512], used: 512 }
-    }
-
-    fn next(&mut self) -> u64 {
-        if self.used == self.buffer.len() {
-            self.stream.fill(&mut self.buffer);
-            self.used = 0;
-        }
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.buffer[self.used..self.used + 8]);
-        self.used += 8;
-        u64::from_le_bytes(word)
-    }
-
-    /// 0, …, n − 1 with equal probability: the part of 2⁶⁴ that n does not divide is drawn again.
-    fn below(&mut self, n: u64) -> u64 {
-        let uneven = (u64::MAX - n + 1) % n;
-        loop {
-            let word = self.next();
-            if word <= u64::MAX - uneven {
-                return word % n;
-            }
-        }
     }
 }

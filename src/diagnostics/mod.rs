@@ -9,6 +9,7 @@
 //! | the policy's own samples: divergence, entropy, length, repetition | [`sample_metrics`], or each alone |
 //! | how far from the reference | [`forward_kl`], [`reverse_kl`], [`total_variation`], [`mass_moved_elsewhere`] |
 //! | are implicit probabilities honest | [`Reliability`] |
+//! | are the members of a family of reward models right, honest, of one mind, fond of length | [`FamilyReport`] |
 //! | do the labels contradict each other | [`opposed_labels`] |
 //! | has the policy degenerated | [`Monitor`] over a run, [`check`] for one batch: [`Alarm`]s by [`Thresholds`] |
 //!
@@ -42,6 +43,7 @@ mod calibration;
 mod columns;
 mod displacement;
 mod divergence;
+mod family;
 mod margins;
 mod metrics;
 mod monitor;
@@ -53,6 +55,7 @@ mod thresholds;
 pub use alarm::{Alarm, AlarmKind};
 pub use calibration::{Bin, Reliability};
 pub use divergence::{Estimate, forward_kl, mass_moved_elsewhere, reverse_kl, total_variation};
+pub use family::{FamilyReport, MemberReport};
 pub use metrics::{Metrics, batch_metrics, preference_metrics, reward_metrics};
 pub use monitor::{Monitor, check};
 pub use samples::{entropy, opposed_labels, repetition, sample_metrics};

@@ -8,6 +8,10 @@ use crate::{
 };
 
 /// Trains a reward model or a family: `forward` turns a batch of yours into scores that lead back to the parameters.
+///
+/// A part of a step counts for its number of pairs. That is exact also under
+/// [member weights](RewardBatch::with_member_weights): the mean over a part of b pairs is Σ w ℓ / b, not divided by Σ w.
+/// Metrics are plain means over members and pairs, whatever the weights and the soft labels.
 pub struct RewardTrainer<B, O, F> {
     objective: O,
     forward: F,

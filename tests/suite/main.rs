@@ -19,6 +19,7 @@ mod diagnostics;
 mod distributional;
 mod divergence;
 mod drdo;
+mod family;
 mod general_preference;
 mod gradients;
 mod head;
@@ -41,7 +42,11 @@ mod reference;
 mod reference_free;
 mod refusals;
 mod rejection;
+#[cfg(feature = "data")]
+mod resample;
 mod reverse_kl;
+#[cfg(feature = "lm")]
+mod reward_model;
 mod spo;
 mod steps;
 mod table;
