@@ -61,6 +61,7 @@ fn losses_are_values() {
     is_a_value::<GeneralPreference>();
     is_a_value::<Norm>();
     is_a_value::<ScaleGate>();
+    is_a_value::<prefopt::diagnostics::MemberReport>();
     is_a_value::<prefopt::rejection::Calibration>();
     is_a_value::<prefopt::rejection::DensityRatio>();
     is_a_value::<prefopt::rejection::Abstention>();
