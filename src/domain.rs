@@ -72,7 +72,7 @@ parameter!(
     PartWeight, "weight of a part", "positive and finite", |x| x > 0.0 && x.is_finite()
 );
 parameter!(
-    /// Weight of the squared mean score that keeps a reward model near zero.
+    /// Weight of (r_w + r_l)², which keeps a reward model's scores near zero.
     Centring, "centring", "at least 0 and finite", |x| x >= 0.0 && x.is_finite()
 );
 parameter!(

@@ -54,10 +54,9 @@ fn main() -> Result<()> {
     tch::set_num_threads(args.threads);
     tch::manual_seed(0);
     println!("{} threads; {}", args.threads, prefopt::matmul::choose()?);
-    let mut figures = vec![ours::run(&args)?];
-    if !args.alone {
-        figures.extend(peers::run(&args)?);
-    }
+    let ours = ours::run(&args)?;
+    let peers = if args.alone { Vec::new() } else { peers::run(&args, &ours)? };
+    let figures: Vec<_> = std::iter::once(ours).chain(peers).collect();
     if let Some(path) = args.json {
         fs::write(path, serde_json::to_string_pretty(&figures)?)?;
     }

@@ -5,12 +5,15 @@ use std::{env, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{Args, ours::Figures};
+use crate::{Args, measure::peer_product, ours::Figures};
+
+/// Between losses of the same step: systems that differ by more have not done the same work.
+const TOLERANCE: f64 = 1e-3;
 
 /// As benches/peers/dpo_step.py calls them.
 const SYSTEMS: [&str; 3] = ["trl", "trl_precompute", "plain"];
 
-pub fn run(args: &Args) -> Result<Vec<Figures>> {
+pub fn run(args: &Args, ours: &Figures) -> Result<Vec<Figures>> {
     let Some(python) = env::var_os("PREFOPT_PEER_PYTHON") else { return Ok(Vec::new()) };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/dpo_step.py");
     let one = |system: &&str| {
@@ -23,6 +26,7 @@ pub fn run(args: &Args) -> Result<Vec<Figures>> {
             ("--threads", args.threads as usize),
         ];
         command.args(numbers.into_iter().flat_map(|(flag, number)| [flag.to_owned(), number.to_string()]));
+        command.args(["--product", peer_product(prefopt::matmul::current())]);
         let output = command.output().with_context(|| format!("cannot start {}", python.display()))?;
         ensure!(output.status.success(), "dpo_step.py {system}: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
@@ -40,6 +44,15 @@ pub fn run(args: &Args) -> Result<Vec<Figures>> {
             tokens: list("tokens")?,
         };
         figures.print();
+        let off = figures.loss.iter().zip(&ours.loss).map(|(theirs, ours)| (theirs - ours).abs()).fold(0.0, f64::max);
+        ensure!(off <= TOLERANCE, "{system}'s losses are {off} off ours: it is not the same work");
+        let seconds = |figures: &Figures| figures.step_s.iter().sum::<f64>();
+        println!(
+            "{:24} {:24.3} of its time a step, {:.3} of its memory, are ours",
+            "",
+            seconds(ours) / seconds(&figures),
+            ours.peak_rss_mb / figures.peak_rss_mb
+        );
         Ok(figures)
     };
     SYSTEMS.iter().map(one).collect()

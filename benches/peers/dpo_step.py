@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 import os
-import resource
 import tempfile
 import time
 
@@ -70,6 +69,9 @@ def plain(args, rows):
         tokens = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:][response].unsqueeze(-1)).squeeze(-1)
         return torch.zeros(len(sequences)).index_add(0, response.nonzero()[:, 0], tokens)
 
+    if not hasattr(policy, "model"):
+        raise SystemExit(f"{args.model}: the loop is written for models whose trunk is `model`, as Llama's is")
+
     def step(some):
         sequences = [sequence(row, side) for side in ("chosen", "rejected") for row in some]
         start = time.perf_counter()
@@ -117,7 +119,7 @@ def trl(args, rows):
     precompute = args.system == "trl_precompute"
     config = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.batch, num_train_epochs=1, max_length=args.max_length, beta=BETA,
-        learning_rate=1e-6, lr_scheduler_type="constant", optim="adamw_torch", gradient_checkpointing=False, bf16=False, fp16=False,
+        learning_rate=1e-6, lr_scheduler_type="constant", optim="adamw_torch_fused", gradient_checkpointing=False, bf16=False, fp16=False,
         use_cpu=True, precompute_ref_log_probs=precompute, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, seed=0,
     )  # fmt: skip
     trainer = InOrder(
@@ -145,7 +147,9 @@ def main():
     torch.manual_seed(0)
     rows = read(args.pairs_file, args.pairs)
     seconds, losses, tokens = (plain if args.system == "plain" else trl)(args, rows)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which a process that was started by a larger one inherits.
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
     print(json.dumps({"system": args.system, "step_s": list(seconds), "loss": list(losses), "tokens": list(tokens), "peak_rss_mb": peak}))
 
 

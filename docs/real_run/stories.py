@@ -29,7 +29,7 @@ def pairs(args):
             if a["text"] == b["text"]:
                 continue
             difference = a["reward"] - b["reward"]
-            if rng.random() >= 1 / (1 + math.exp(-args.scale * difference)):
+            if rng.random() >= 0.5 * (1 + math.tanh(0.5 * args.scale * difference)):
                 a, b, difference = b, a, -difference
             pair = {"prompt": record["prompt"], "chosen": " " + a["text"], "rejected": " " + b["text"]}
             # 0: the one called chosen is better by gold.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use prefopt::{
     PairLogps, RewardScores,
-    data::{Cache, CacheKey, CacheKind, PairDataset, Values},
+    data::{Cache, CacheKey, CacheKind, Digest, PairDataset, Values},
     lm::{CausalLm, RewardModel},
     logps::{response_logps_of, response_scores_of},
     packed::PackedRow,
@@ -35,6 +35,35 @@ pub struct Teachers {
     pub scores: Option<Cache>,
 }
 
+/// What a cache holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Kept {
+    Reference,
+    /// With the sums over the shared length.
+    Shared,
+    Scores,
+    Samples,
+}
+
+impl Kept {
+    /// Of pairs by a model whose weights are of this kind: those in bf16 give other numbers.
+    pub fn key(self, weights: Kind, pairs: &PairDataset, model: Digest) -> CacheKey {
+        let kind = match (self, weights) {
+            (Self::Reference, Kind::BFloat16) => CacheKind::Other("reference log-probabilities in bf16"),
+            (Self::Reference, _) => CacheKind::ReferenceLogps,
+            (Self::Shared, Kind::BFloat16) => {
+                CacheKind::Other("reference log-probabilities in bf16, whole and of the shared length")
+            }
+            (Self::Shared, _) => CacheKind::Other("reference log-probabilities, whole and of the shared length"),
+            (Self::Scores, Kind::BFloat16) => CacheKind::Other("reward scores in bf16"),
+            (Self::Scores, _) => CacheKind::RewardScores,
+            (Self::Samples, Kind::BFloat16) => CacheKind::Other("samples of the reference in bf16"),
+            (Self::Samples, _) => CacheKind::Other("samples of the reference"),
+        };
+        CacheKey { kind, data: pairs.digest(), model }
+    }
+}
+
 /// The file of a part's columns: `reference-train.safetensors`, say.
 pub fn file(folder: &Path, what: &str, part: &str) -> PathBuf {
     folder.join(format!("{what}-{part}.safetensors"))
@@ -46,11 +75,11 @@ pub fn reference_cache(
     file: &Path,
     model: &Path,
     pairs: &PairDataset,
+    weights: Kind,
     load: impl FnOnce() -> Result<CausalLm>,
     batch_tokens: NonZeroUsize,
 ) -> Result<Cache> {
-    let (kind, data) = (CacheKind::ReferenceLogps, pairs.digest());
-    let key = CacheKey { kind, data, model: models::weights_digest(model)? };
+    let key = Kept::Reference.key(weights, pairs, models::weights_digest(model)?);
     kept(file, &key, || logps(&load()?, pairs, batch_tokens))
 }
 
@@ -63,8 +92,7 @@ pub fn score_cache(
     batch_tokens: NonZeroUsize,
 ) -> Result<Cache> {
     let folders: Vec<&Path> = members.iter().map(PathBuf::as_path).collect();
-    let (kind, data) = (CacheKind::RewardScores, pairs.digest());
-    let key = CacheKey { kind, data, model: models::digest_of(&folders)? };
+    let key = Kept::Scores.key(place.1, pairs, models::digest_of(&folders)?);
     kept(file, &key, || {
         let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
         for folder in folders {
@@ -93,6 +121,11 @@ pub fn scaled(scores: RewardScores, flags: &TeacherFlags) -> Result<RewardScores
     let scale = scale(flags)?;
     let scores = if flags.standardise { scores.standardised() } else { scores };
     Ok(RewardScores::new(scores.chosen() * scale, scores.rejected() * scale)?)
+}
+
+/// Whether the flags want other scores than the reward models give.
+pub fn are_scaled(flags: &TeacherFlags) -> bool {
+    flags.standardise || flags.reward_scale != 1.0
 }
 
 /// Factor of all scores.

@@ -39,16 +39,24 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
     if flags.reference.is_some() {
         is_measurable(&flags.loss, !members.is_empty())?;
     }
+    ensure!(
+        !columns::are_scaled(teachers) || !members.is_empty() && flags.reference.is_some(),
+        "--standardise and --reward-scale change the scores that the policy is judged by: give --rewards and --reference, or leave them out"
+    );
     members.iter().chain(&flags.reference).try_for_each(|other| score::same_tokens(model, other))?;
     if let Some(out) = &flags.out {
         sample::room_for(out)?;
     }
-    let split = pairs::read(&flags.data, model, &ModelConfig::read(model)?)?;
+    let held_out = flags.data.held_out.unwrap_or_default();
+    let split = pairs::read(&flags.data, held_out, model, &ModelConfig::read(model)?)?;
     let (part, pairs) = match &split.held_out {
         Some(held_out) => ("held-out", held_out),
-        None => ("train", &split.train),
+        None => ("all", &split.train),
     };
-    let place = models::place(&flags.model)?;
+    if flags.reference.is_some() {
+        pairs::fit(pairs, &flags.loss)?;
+    }
+    let place = models::place(&flags.model, None)?;
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = teachers.cache.clone().unwrap_or_else(|| scratch.path().to_owned());
     let judge = Judge { flags, part, pairs, place, folder };
@@ -62,6 +70,9 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
         let family = Verdict::of(&verdict)?.report()?;
         eprintln!("\n{}", score::table(&family));
         report.insert("family".to_owned(), serde_json::to_value(&family)?);
+        if teachers.standardise {
+            eprintln!("scores are divided by their deviation over these {} pairs", pairs.len());
+        }
         scores = Some(columns::rewards(&[&verdict[0].0], teachers)?);
     }
     if let Some(reference) = &flags.reference {
@@ -124,7 +135,7 @@ impl Judge<'_> {
             Some(_) => columns::shared_logps(&load()?, pairs, most)?,
             None => {
                 let file = columns::file(&self.folder, "reference", self.part);
-                columns::reference_cache(&file, reference, pairs, load, most)?
+                columns::reference_cache(&file, reference, pairs, self.place.1, load, most)?
             }
         };
 

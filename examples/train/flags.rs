@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::loss::LossSpec;
 
@@ -64,7 +64,7 @@ pub struct ModelFlags {
     /// What the weights are held in; bf16 is trained with masters in f32
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub dtype: Dtype,
-    /// Which of libtorch's f32 products to use
+    /// Which of libtorch's f32 products to use; a run that goes on keeps its own
     #[arg(long, value_enum, default_value_t = Matmul::Default)]
     pub matmul: Matmul,
 }
@@ -94,9 +94,11 @@ pub struct DataFlags {
     /// Held-out pairs of their own
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "held_out")]
     pub eval_data: Vec<PathBuf>,
-    /// Share of the prompts that is held out, where there are no pairs for it; 0 for none
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
-    pub held_out: f64,
+    /// Share of the prompts that is held out, where there are no pairs for it; 0 for none [default: 0.1, but `eval`
+    /// judges all pairs; with a share it judges those held out alone]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(serialize_with = "share")]
+    pub held_out: Option<f64>,
     /// Seed of the split
     #[arg(long, default_value_t = 0)]
     pub split_seed: u64,
@@ -124,6 +126,21 @@ pub struct DataFlags {
     /// The first so many records alone
     #[arg(long, value_name = "RECORDS")]
     pub limit: Option<usize>,
+}
+
+/// Of the prompts, where no flag says how many.
+const HELD_OUT: f64 = 0.1;
+
+impl DataFlags {
+    /// Of the prompts that are held out where models are trained, and where scores are kept for that.
+    pub fn share(&self) -> f64 {
+        self.held_out.unwrap_or(HELD_OUT)
+    }
+}
+
+/// Given or not, it is one and the same run.
+fn share<S: Serializer>(held_out: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(held_out.unwrap_or(HELD_OUT))
 }
 
 /// Batches, steps, checkpoints.
@@ -200,7 +217,7 @@ pub enum After {
 #[serde(rename_all = "snake_case")]
 pub enum Export {
     Last,
-    /// Of smallest held-out loss
+    /// Of smallest held-out loss at an evaluation: a checkpoint is saved at each
     Best,
 }
 
@@ -268,7 +285,7 @@ pub struct RewardFlags {
     /// One trunk for all members, each with a head of its own; otherwise each is a whole model
     #[arg(long)]
     pub shared_trunk: bool,
-    /// Weight of the squared mean score
+    /// Weight of (r_w + r_l)², which keeps scores near zero
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.01)]
     pub centring: f64,
     #[command(flatten)]
@@ -285,7 +302,8 @@ pub struct TeacherFlags {
     /// Folders of reward models, or one folder that `reward` has made: the family
     #[arg(long, value_name = "FOLDER", num_args = 1..)]
     pub rewards: Vec<PathBuf>,
-    /// Scores of each member divided by their standard deviation over all pairs
+    /// Scores of each member divided by their standard deviation over all pairs: those of a run, held out or not, those
+    /// that `eval` judges
     #[arg(long)]
     pub standardise: bool,
     /// Factor of all scores
@@ -368,7 +386,7 @@ pub struct SampleFlags {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// The first so many prompts of the file alone
-    #[arg(long, value_name = "PROMPTS")]
+    #[arg(long, value_name = "PROMPTS", requires = "data")]
     pub limit: Option<usize>,
     /// Write prompts with the model's chat template
     #[arg(long)]
@@ -415,8 +433,8 @@ pub struct EvalFlags {
     /// Folder of the reference; without one only reward models are judged
     #[arg(long, value_name = "FOLDER")]
     pub reference: Option<PathBuf>,
-    /// NAME:KEY=VALUE,…: the loss that is measured
-    #[arg(long, default_value = "dpo")]
+    /// NAME:KEY=VALUE,…: the loss that is measured, of the policy against the reference
+    #[arg(long, default_value = "dpo", requires = "reference")]
     pub loss: LossSpec,
     /// Tokens that are computed together
     #[arg(long, value_name = "TOKENS", default_value = "8192")]

@@ -14,10 +14,11 @@
 //!     eval   --model runs/dpo/model --reference runs/sft/model --data other.jsonl
 //!     policy --config flags.toml --seed 1  a TOML file has the same flags as keys
 //!
-//! A model is a folder in Hugging Face's format; pairs are JSON Lines with `prompt`, `chosen` and `rejected`. A run's
-//! folder holds checkpoints, logs (JSON Lines, TensorBoard), a summary, a picture and the model. Ctrl-C finishes the
-//! step and saves; the same command again goes on, bit for bit on a CPU. A wrong input is one sentence on standard
-//! error and a non-zero exit.
+//! A model is a folder in Hugging Face's format; pairs are JSON Lines with `prompt`, `chosen` and `rejected`. Training
+//! holds a tenth of the prompts out (--held-out, --eval-data), `eval` judges all pairs of its files. A run's folder
+//! holds checkpoints, logs (JSON Lines, TensorBoard), a summary, a picture and the model. Ctrl-C finishes the step and
+//! saves; the same command again goes on, bit for bit on a CPU. A wrong input is one sentence on standard error and a
+//! non-zero exit.
 
 mod columns;
 mod config;
@@ -46,7 +47,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::Parser;
 
 use flags::{Cli, Command};
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", sentence(&format!("{error:#}")));
+            eprintln!("error: {}", sentence(&told(&error)));
             ExitCode::FAILURE
         }
     }
@@ -86,8 +87,32 @@ impl Command {
     }
 }
 
+/// With its causes, but for those that the text before them has already: an error of the library shows its source, and
+/// returns it too.
+fn told(error: &Error) -> String {
+    error.chain().fold(String::new(), |text, cause| match cause.to_string() {
+        cause if text.is_empty() => cause,
+        cause if text.contains(&cause) => text,
+        cause => format!("{text}: {cause}"),
+    })
+}
+
 /// In one line, and without the stack that libtorch appends to what it says.
 fn sentence(text: &str) -> String {
     let said = text.split("\nException raised from").next().unwrap_or(text);
     said.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("no such file").context("cannot read a.json: no such file").context("the run");
+        assert_eq!(told(&error), "the run: cannot read a.json: no such file");
+        assert_eq!(told(&anyhow!("alone")), "alone");
+    }
 }

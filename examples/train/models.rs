@@ -18,16 +18,27 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     flags::{After, Dtype, LoraFlags, Matmul, ModelFlags, RunFlags},
+    run::settings,
     support,
 };
 
-/// Where and in what kind a model is computed; says so, and chooses the f32 product.
-pub fn place(flags: &ModelFlags) -> Result<(Device, Kind)> {
+/// What `reward` leaves in its folder at the very end.
+pub const REPORT: &str = "report.json";
+
+/// Where and in what kind a model is computed; says so, and chooses the f32 product: that of the run in the folder
+/// `run`, where there is one.
+pub fn place(flags: &ModelFlags, run: Option<&Path>) -> Result<(Device, Kind)> {
     let (device, kind) = options(flags)?;
     eprintln!("on {}, weights in {}", flags.device, if kind == Kind::Float { "f32" } else { "bf16" });
     match (flags.matmul, device, kind) {
         (Matmul::Default, ..) => {}
-        (Matmul::Fastest, Device::Cpu, Kind::Float) => eprintln!("{}", matmul::choose()?),
+        (Matmul::Fastest, Device::Cpu, Kind::Float) => match run.and_then(settings::product) {
+            Some(product) => {
+                matmul::set(product)?;
+                eprintln!("f32 products by {product}, as the run was begun");
+            }
+            None => eprintln!("{}", matmul::choose()?),
+        },
         (Matmul::Fastest, ..) => eprintln!("--matmul fastest changes nothing here: it concerns f32 on the CPU"),
     }
     Ok((device, kind))
@@ -113,12 +124,17 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Folders of reward models: those given, and of one that `reward` has made its members.
+/// Folders of reward models: those given, and of one that `reward` has made its members, if it has made them all.
 pub fn family(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut members = Vec::new();
     for folder in folders {
         let own = (0..).map(|member| folder.join(format!("member-{member}"))).take_while(|member| member.is_dir());
         let own: Vec<PathBuf> = own.collect();
+        ensure!(
+            (own.is_empty() && !folder.join("member-0.run").is_dir()) || folder.join(REPORT).is_file(),
+            "the family in {} is not finished, it has no {REPORT}: start `reward` again with the same flags",
+            folder.display()
+        );
         if own.is_empty() {
             ensure!(
                 folder.join("config.json").is_file(),
@@ -152,19 +168,26 @@ pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a folder beside its place, and moves it there when it is whole.
+/// Writes a folder beside its place, and moves it there when it is whole. An old one is whole until then, and out of
+/// the way before it loses a file.
 pub fn publish(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let aside = folder.with_extension("partial");
+    let (new, old) = (folder.with_extension("partial"), folder.with_extension("partial-old"));
     let clear = |folder: &Path| match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.with_context(|| format!("cannot remove {}", folder.display())),
     };
-    clear(&aside)?;
-    fs::create_dir_all(&aside).with_context(|| format!("cannot make the folder {}", aside.display()))?;
-    write(&aside)?;
-    // Until the last moment: the checkpoints can make it again.
-    clear(folder)?;
-    fs::rename(&aside, folder).with_context(|| format!("cannot move {} to {}", aside.display(), folder.display()))
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+    };
+    clear(&new)?;
+    fs::create_dir_all(&new).with_context(|| format!("cannot make the folder {}", new.display()))?;
+    write(&new)?;
+    if folder.exists() {
+        clear(&old)?;
+        rename(folder, &old)?;
+    }
+    rename(&new, folder)?;
+    clear(&old)
 }
 
 /// Of these parameters; those in half precision have masters.

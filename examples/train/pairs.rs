@@ -2,24 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use prefopt::{
     data::{
-        BadLines, DataError, Limits, LongPrompt, PairDataset, Policy, PreferenceReader, Record, Report, TextTokenizer,
-        Tie, tokenize,
+        BadLines, Column, DataError, Limits, LongPrompt, PairDataset, Policy, PreferenceReader, Record, Report,
+        TextTokenizer, Tie, tokenize,
     },
     lm::ModelConfig,
 };
 
-use crate::{flags::DataFlags, models};
+use crate::{flags::DataFlags, loss::LossSpec, models};
 
 pub struct Split {
     pub train: PairDataset,
     pub held_out: Option<PairDataset>,
 }
 
-/// Reads the files with the model's tokenizer, and says what became of them.
-pub fn read(flags: &DataFlags, model: &Path, config: &ModelConfig) -> Result<Split> {
+/// Reads the files with the model's tokenizer, and says what became of them. A share of the prompts is held out where
+/// there are no pairs for it. All pairs have a weight, which is not 0, or none has.
+pub fn read(flags: &DataFlags, held_out: f64, model: &Path, config: &ModelConfig) -> Result<Split> {
     let tokenizer = models::tokenizer(model)?;
     tokenizer.fits(config.vocab() as usize).map_err(|error| anyhow!("{}: {error}", model.display()))?;
     ensure!(
@@ -31,15 +32,20 @@ pub fn read(flags: &DataFlags, model: &Path, config: &ModelConfig) -> Result<Spl
     let source = Source { flags, model, tokenizer, context, limits: limits(flags, context)? };
     let all = source.pairs(&flags.data)?;
     if !flags.eval_data.is_empty() {
-        return Ok(Split { train: all, held_out: Some(source.pairs(&flags.eval_data)?) });
+        let held_out = source.pairs(&flags.eval_data)?;
+        let [with, without] = match [&all, &held_out].map(|pairs| pairs.column(Column::Weight).is_ok()) {
+            [true, false] => ["--data", "--eval-data"],
+            [false, true] => ["--eval-data", "--data"],
+            _ => return Ok(Split { train: all, held_out: Some(held_out) }),
+        };
+        bail!("the pairs of {with} have a `weight`, and those of {without} have none: give it to all pairs or to none");
     }
-    if flags.held_out == 0.0 {
+    if held_out == 0.0 {
         return Ok(Split { train: all, held_out: None });
     }
-    let parts = all.split(flags.held_out, flags.split_seed).map_err(|error| match error {
+    let parts = all.split(held_out, flags.split_seed).map_err(|error| match error {
         DataError::NoPairs(part) => anyhow!(
-            "--held-out {} leaves no pair in {part}: there are {} pairs, and all of a prompt are on one side; give --held-out 0 or --eval-data",
-            flags.held_out,
+            "--held-out {held_out} leaves no pair in {part}: there are {} pairs, and all of a prompt are on one side; give --held-out 0 or --eval-data",
             all.len()
         ),
         error => anyhow!("--held-out: {error}"),
@@ -94,6 +100,12 @@ impl Source<'_> {
             BadLines::Refuse { listed } if flags.skip_bad => BadLines::Skip { listed },
             refused => refused,
         };
+        let (mut weighed, mut unweighed) = (false, None);
+        let records = records.inspect(|record| match record {
+            Ok(record) if record.number(Column::Weight).is_some() => weighed = true,
+            Ok(record) if unweighed.is_none() => unweighed = Some(record.origin.to_string()),
+            _ => {}
+        });
         let names = names(files);
         let tokenized = tokenize(records, &self.tokenizer, self.limits, policy, bad_lines);
         let tokenized = tokenized.map_err(|error| match error {
@@ -104,8 +116,11 @@ impl Source<'_> {
         if tokenized.pairs.is_empty() {
             return Err(self.nothing_left(&names, &tokenized.report));
         }
+        if let (true, Some(place)) = (weighed, unweighed) {
+            bail!("{place} has no `weight`, and other pairs have one: give it to all pairs or to none");
+        }
         eprintln!("{names}: {}", tokenized.report);
-        Ok(tokenized.pairs)
+        counted(tokenized.pairs, &names)
     }
 
     /// Why no pair is left.
@@ -127,6 +142,28 @@ impl Source<'_> {
             _ => format!("fills the context of {} tokens and leaves no room for a response", self.context),
         }
     }
+}
+
+/// Those that count for something: a batch of others would have no mean.
+fn counted(pairs: PairDataset, names: &str) -> Result<PairDataset> {
+    let weights = pairs.column(Column::Weight).map(<[f64]>::to_vec).unwrap_or_default();
+    let counted: Vec<usize> = (0..weights.len()).filter(|&pair| weights[pair] > 0.0).collect();
+    let others = weights.len() - counted.len();
+    if others == 0 {
+        return Ok(pairs);
+    }
+    ensure!(!counted.is_empty(), "every pair of {names} has the weight 0");
+    eprintln!("{names}: pairs left out for their weight of 0: {others}");
+    pairs.select(&counted).map_err(|error| anyhow!("{error}"))
+}
+
+/// Refuses pairs with weights to a loss that puts a pair's term beside another's, by rank.
+pub fn fit(pairs: &PairDataset, loss: &LossSpec) -> Result<()> {
+    ensure!(
+        !loss.ranks() || pairs.column(Column::Weight).is_err(),
+        "--loss {loss} couples the sorted pairs of a batch, where a pair's `weight` would fall on another: leave it out of the data"
+    );
+    Ok(())
 }
 
 fn names(files: &[PathBuf]) -> String {

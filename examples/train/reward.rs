@@ -1,6 +1,7 @@
 //! `reward`: reward models from preferences, one or a family, each a whole model or all of them heads on one trunk.
 
 use std::{
+    fs, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -9,13 +10,13 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use prefopt::{
     data::{PairDataset, SpecialTokens, gather},
-    diagnostics::{FamilyReport, Metrics},
+    diagnostics::{FamilyReport, Metrics, Thresholds},
     lm::{ModelConfig, RewardModel},
     reward::{BradleyTerry, RewardBatch},
     train::RewardTrainer,
 };
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     models,
     pairs::{self, Split},
     policy::numbered::{self, Numbered, wide},
-    run::Job,
+    run::{Job, settings},
     score::{self, Verdict},
     sft, support,
 };
@@ -50,8 +51,8 @@ pub fn run(flags: &RewardFlags) -> Result<ExitCode> {
         "{} is there already, and belongs to a family of more models: give another --out, or delete it",
         more.display()
     );
-    let split = pairs::read(&flags.data, folder, &ModelConfig::read(folder)?)?;
-    let place = models::place(&flags.model)?;
+    let split = pairs::read(&flags.data, flags.data.share(), folder, &ModelConfig::read(folder)?)?;
+    let place = models::place(&flags.model, Some(&run_of(&made(out, 0))))?;
     if flags.family == Family::Bootstrap && members == 1 {
         eprintln!("one reward model alone learns from all pairs; of a family each has a resample of its own");
     }
@@ -66,9 +67,14 @@ pub fn run(flags: &RewardFlags) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The folder of a finished model; its run lies beside it.
+/// The folder of a finished model.
 fn made(out: &Path, number: usize) -> PathBuf {
     out.join(format!("member-{number}"))
+}
+
+/// That of its run, beside it.
+fn run_of(made: &Path) -> PathBuf {
+    made.with_extension("run")
 }
 
 /// Which of the pairs to train on a member learns from, as often as they are in it.
@@ -102,8 +108,12 @@ impl Resample {
     }
 }
 
+/// Of no other member of any family: with sums those of `--seed 0` and of `--seed 1` would share all but one.
 fn seed(flags: &RewardFlags, member: usize) -> u64 {
-    flags.run.seed.wrapping_add(member as u64)
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&flags.run.seed.to_le_bytes()).update(&(member as u64).to_le_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 struct Work<'a> {
@@ -117,7 +127,7 @@ impl Work<'_> {
     /// A whole model, or the trunk with all heads; false where the run was interrupted.
     fn train(&self, number: usize) -> Result<bool> {
         let (flags, made) = (self.flags, made(&self.flags.run.out, number));
-        let out = made.with_extension("run");
+        let out = run_of(&made);
         let members = if flags.shared_trunk { 0..flags.members.get() } else { number..number + 1 };
         let resamples = members.map(|member| Resample::of(flags, member, &self.split.train));
         let resamples = resamples.collect::<Result<Vec<_>>>()?;
@@ -135,6 +145,8 @@ impl Work<'_> {
             eprintln!("{} is there and finished", made.display());
             return Ok(true);
         }
+        settings::compare(&out, &settings, flags.run.schedule)?;
+        self.begin()?;
 
         let run = RunFlags { out: out.clone(), seed: seed(flags, number), ..flags.run };
         let total = Job::total_steps(&run, &split.train)?;
@@ -149,8 +161,9 @@ impl Work<'_> {
             pairs: &split.train,
             held_out: split.held_out.as_ref(),
             model: model.parameters(),
+            thresholds: Thresholds::default(),
         };
-        let done = job.run(&mut trainer, |_| Ok(Metrics::default()), |_| Ok(()), Ok)?;
+        let done = job.run(&mut trainer, |_| Ok(Metrics::default()), |_, _| Ok(()), Ok)?;
         if done.interrupted {
             return Ok(false);
         }
@@ -163,10 +176,21 @@ impl Work<'_> {
         Ok(true)
     }
 
+    /// A family of which a member is trained is not finished.
+    fn begin(&self) -> Result<()> {
+        let report = self.flags.run.out.join(models::REPORT);
+        match fs::remove_file(&report) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", report.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The number of members is none of a whole model's: a family may grow.
     fn settings(&self, number: usize, resamples: &[Resample], split: &Split) -> Result<Value> {
         let flags = self.flags;
-        let mut settings = sft::settings(flags, &flags.model, &split.train, split.held_out.as_ref())?;
+        let mut settings = settings::of(NAME, flags, &flags.model, split)?;
         if !flags.shared_trunk {
             settings["members"] = Value::Null;
         }
@@ -180,10 +204,10 @@ impl Work<'_> {
         let heads = if flags.shared_trunk { flags.members } else { NonZeroUsize::MIN };
         let trunk = models::load(&flags.model, Some(&flags.lora), run.seed, run.checkpointing)?;
         let model = RewardModel::on(trunk, heads, run.seed)?;
-        match padding(&flags.model.model, model.config())? {
-            Some(token) => Ok(model.with_padding(token)?),
-            None => Ok(model),
-        }
+        Ok(match padding(&flags.model.model, model.config())? {
+            Some(token) => model.with_padding(token)?,
+            None => model.without_padding(),
+        })
     }
 
     /// All members on the same pairs, those that none of them has seen.
@@ -194,9 +218,10 @@ impl Work<'_> {
             #[serde(flatten)]
             report: FamilyReport,
         }
+        let path = self.flags.run.out.join(models::REPORT);
         let Some(held_out) = &self.split.held_out else {
             eprintln!("no pairs are held out to judge the reward models by");
-            return Ok(());
+            return support::write(&path, format!("{:#}\n", json!({"pairs": 0})));
         };
         // The run's own: another start may find other members.
         let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -209,9 +234,8 @@ impl Work<'_> {
         let table = format!("{} pairs that are held out\n{}", held_out.len(), score::table(&report));
         support::write(&out.join("summary.txt"), format!("{table}\n"))?;
         let judged = serde_json::to_string_pretty(&Judged { pairs: held_out.len(), report })?;
-        support::write(&out.join("report.json"), judged + "\n")?;
         println!("{table}");
-        Ok(())
+        support::write(&path, judged + "\n")
     }
 }
 
@@ -230,21 +254,28 @@ struct Forward<'a> {
     pairs: Numbered<'a>,
     /// Of all pairs by number, those that are held out behind those to train on.
     labels: Vec<f64>,
-    /// The same for each head, 1 for what is held out; none where all count alike.
+    /// What they count for, for each head, with a mean of 1 over the pairs to train on and over those held out; none
+    /// where all count alike.
     weights: Vec<Vec<f64>>,
 }
 
 impl<'a> Forward<'a> {
     fn new(model: &'a RewardModel, split: &'a Split, heads: &[Resample]) -> Self {
         let pairs = Numbered::new(split);
-        let labels = pairs.parts().iter().flat_map(|(_, pairs)| pairs.labels()).copied().collect();
-        let is_drawn = heads.iter().any(|head| head.pairs.is_some());
-        let weights = heads.iter().filter(|_| is_drawn).map(|head| {
-            let mut weights = head.weights(split.train.len());
-            weights.resize(pairs.len(), 1.0);
+        let (own, is_drawn) = (pairs.weights(), heads.iter().any(|head| head.pairs.is_some()));
+        let members = if own.is_some() || is_drawn { model.members() as usize } else { 0 };
+        let weights = (0..members).map(|member| {
+            let mut weights = own.clone().unwrap_or_else(|| vec![1.0; pairs.len()]);
+            let (train, held_out) = weights.split_at_mut(split.train.len());
+            if let Some(head) = heads.get(member) {
+                let times = head.weights(train.len());
+                train.iter_mut().zip(times).for_each(|(weight, times)| *weight *= times);
+            }
+            to_mean_one(train);
+            to_mean_one(held_out);
             weights
         });
-        Self { model, labels, weights: weights.collect(), pairs }
+        Self { model, labels: pairs.labels(), weights: weights.collect(), pairs }
     }
 
     fn batch(&self, numbers: &[usize]) -> prefopt::Result<RewardBatch> {
@@ -265,6 +296,11 @@ impl<'a> Forward<'a> {
         let weights = weights.collect::<prefopt::Result<Vec<_>>>()?;
         batch.with_member_weights(Tensor::f_stack(&weights, 0)?)
     }
+}
+
+fn to_mean_one(weights: &mut [f64]) {
+    let mean = weights.iter().sum::<f64>() / weights.len() as f64;
+    weights.iter_mut().for_each(|weight| *weight /= mean);
 }
 
 #[cfg(test)]
@@ -306,6 +342,7 @@ mod tests {
         let bootstrap = flags("--members 2");
         let drawn = |member| -> Result<_> { Ok(Resample::of(&bootstrap, member, &pairs)?.pairs) };
         assert!(drawn(0)?.is_some() && drawn(0)? != drawn(1)?);
+        assert_ne!(seed(&flags("--seed 0"), 1), seed(&flags("--seed 1"), 0));
         for alone in ["", "--members 2 --family seed"] {
             let resample = Resample::of(&flags(alone), 0, &pairs)?;
             assert_eq!((&resample.pairs, resample.weights(6)), (&None, vec![1.0; 6]));

@@ -79,7 +79,7 @@ pub fn run(flags: &SampleFlags) -> Result<ExitCode> {
         room_for(out)?;
     }
 
-    let place = models::place(&flags.model)?;
+    let place = models::place(&flags.model, None)?;
     let model = models::load(&flags.model, None, flags.seed, false)?;
     let writer = Writer { model, tokenizer, sampler, ends, samples: flags.samples.get() };
     let begun = Instant::now();

@@ -5,14 +5,14 @@ use std::{fs, num::NonZeroUsize, path::Path, process::ExitCode, time::Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, Ix2};
 use prefopt::{
-    data::{Cache, CacheKey, CacheKind, PairDataset},
+    data::{Cache, PairDataset},
     diagnostics::{FamilyReport, MemberReport, Reliability},
     lm::{CausalLm, ModelConfig},
 };
 use tch::{Device, Kind};
 
 use crate::{
-    columns,
+    columns::{self, Kept},
     flags::ScoreFlags,
     models, pairs,
     policy::numbered::Numbered,
@@ -29,13 +29,13 @@ pub fn run(flags: &ScoreFlags) -> Result<ExitCode> {
         bail!("--cache FOLDER is missing: what is computed is kept there, and `policy --cache FOLDER` finds it");
     };
     ensure!(
-        !teachers.standardise && teachers.reward_scale == 1.0,
+        !columns::are_scaled(teachers),
         "--standardise and --reward-scale are for `policy`: the caches keep scores as the reward models give them"
     );
     let members = models::family(&teachers.rewards)?;
     members.iter().try_for_each(|member| same_tokens(model, member))?;
-    let split = pairs::read(&flags.data, model, &ModelConfig::read(model)?)?;
-    let place = models::place(&flags.model)?;
+    let split = pairs::read(&flags.data, flags.data.share(), model, &ModelConfig::read(model)?)?;
+    let place = models::place(&flags.model, None)?;
     let (parts, digest) = (Numbered::new(&split).parts(), sft::digest(&flags.model)?);
 
     let mut rows = Vec::new();
@@ -44,7 +44,7 @@ pub fn run(flags: &ScoreFlags) -> Result<ExitCode> {
         for &(part, pairs) in &parts {
             let file = columns::file(folder, "reference", part);
             let (is_there, begun) = (file.exists(), Instant::now());
-            let key = CacheKey { kind: CacheKind::ReferenceLogps, data: pairs.digest(), model: digest };
+            let key = Kept::Reference.key(place.1, pairs, digest);
             columns::kept(&file, &key, || {
                 let model = match reference.take() {
                     Some(model) => model,

@@ -4,12 +4,11 @@ use std::{fs, iter, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use prefopt::{
-    data::{Digest, PairDataset},
-    diagnostics::Metrics,
+    data::{Digest, gather},
+    diagnostics::{Metrics, Thresholds},
     lm::{CausalLm, ModelConfig},
     logps::response_scores_of,
 };
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -17,7 +16,7 @@ use crate::{
     flags::{ModelFlags, SftFlags},
     models, pairs, picture,
     policy::numbered::{self, Numbered, wide},
-    run::{Done, Job},
+    run::{Done, Job, settings},
     support,
     trainers::{FromLoss, Measured},
 };
@@ -29,22 +28,25 @@ const ADAPTER_RATE: f64 = 1e-4;
 
 pub fn run(flags: &SftFlags) -> Result<ExitCode> {
     let (folder, out) = (flags.model.model.as_path(), flags.run.out.as_path());
-    let split = pairs::read(&flags.data, folder, &ModelConfig::read(folder)?)?;
+    let split = pairs::read(&flags.data, flags.data.share(), folder, &ModelConfig::read(folder)?)?;
     let total = Job::total_steps(&flags.run, &split.train)?;
-    let settings = settings(flags, &flags.model, &split.train, split.held_out.as_ref())?;
+    let place = models::place(&flags.model, Some(out))?;
+    let settings = settings::of(NAME, flags, &flags.model, &split)?;
     let made = out.join("model");
     if is_finished(out, &made, &settings) {
         eprintln!("{NAME}: the run in {} is finished, {total} steps", out.display());
         return Ok(ExitCode::SUCCESS);
     }
+    settings::compare(out, &settings, flags.run.schedule)?;
 
-    let place = models::place(&flags.model)?;
     let model = models::load(&flags.model, Some(&flags.lora), flags.run.seed, flags.run.checkpointing)?;
     let has_adapter = flags.lora.lora.is_some() || flags.model.adapter.is_some();
     let rate = if has_adapter { ADAPTER_RATE } else { RATE };
     let descent = models::descent(model.parameters(), &flags.run, place.1, rate, total)?;
     let numbered = Numbered::new(&split);
-    let mut trainer = FromLoss::new(descent, |numbers: &[usize]| measured(&model, &numbered, numbers));
+    let weights = numbered.weights();
+    let loss = |numbers: &[usize]| measured(&model, &numbered, weights.as_deref(), numbers);
+    let mut trainer = FromLoss::new(descent, loss);
     let job = Job {
         name: NAME,
         flags: &flags.run,
@@ -52,8 +54,9 @@ pub fn run(flags: &SftFlags) -> Result<ExitCode> {
         pairs: &split.train,
         held_out: split.held_out.as_ref(),
         model: model.parameters(),
+        thresholds: Thresholds::default(),
     };
-    let done = job.run(&mut trainer, |_| Ok(Metrics::default()), |_| Ok(()), Ok)?;
+    let done = job.run(&mut trainer, |_| Ok(Metrics::default()), |_, _| Ok(()), Ok)?;
     if done.interrupted {
         return Ok(ExitCode::from(130));
     }
@@ -69,8 +72,14 @@ pub fn run(flags: &SftFlags) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// −Σ log π(y_w) / Σ |y_w|, nats a token, and beside it the share of tokens that are the most likely ones and the mean entropy.
-fn measured(model: &CausalLm, pairs: &Numbered, numbers: &[usize]) -> prefopt::Result<Measured> {
+/// −Σ w log π(y_w) / Σ w |y_w|, nats a token, with the pairs' weights w, and beside it the share of tokens that are the
+/// most likely ones and the mean entropy.
+fn measured(
+    model: &CausalLm,
+    pairs: &Numbered,
+    weights: Option<&[f64]>,
+    numbers: &[usize],
+) -> prefopt::Result<Measured> {
     const NAMES: [&str; 3] = ["mean_token_accuracy", "entropy", "logps/chosen"];
     let chosen = |&number: &usize| Ok::<_, prefopt::Error>(wide(pairs.pair(number)?.chosen));
     let chosen = numbers.iter().map(chosen).collect::<prefopt::Result<Vec<_>>>()?;
@@ -82,32 +91,22 @@ fn measured(model: &CausalLm, pairs: &Numbered, numbers: &[usize]) -> prefopt::R
     let means = Tensor::f_stack(&means.map(|values| values.mean(Kind::Double)), 0)?;
     let means = NAMES.into_iter().zip(Vec::<f64>::try_from(means)?);
     let counts = Metrics::default().with("num_tokens", tokens).with("num_pairs", numbers.len() as f64);
-    Ok(Measured {
-        loss: -logps.sums.sum(Kind::Double) / tokens,
-        weight: tokens,
-        metrics: means.fold(counts, |metrics, (name, mean)| metrics.with(name, mean)),
-    })
+    let metrics = means.fold(counts, |metrics, (name, mean)| metrics.with(name, mean));
+    let (sum, weight) = match weights {
+        None => (logps.sums.sum(Kind::Double), tokens),
+        Some(weights) => {
+            let own = gather(weights, numbers, (Kind::Double, model.device()))?;
+            let weighted = |(&number, response): (&usize, &Vec<i64>)| weights[number] * response.len() as f64;
+            ((logps.sums * own).sum(Kind::Double), numbers.iter().zip(&chosen).map(weighted).sum())
+        }
+    };
+    Ok(Measured { loss: -sum / weight, weight, metrics })
 }
 
 /// Of a model's weights, with those of the adapter that is loaded on top.
 pub fn digest(flags: &ModelFlags) -> Result<Digest> {
     let folders: Vec<&Path> = iter::once(flags.model.as_path()).chain(flags.adapter.as_deref()).collect();
     models::digest_of(&folders)
-}
-
-/// All that shapes a run: its flags, and what the model and the pairs that they name are today.
-pub fn settings(
-    flags: &impl Serialize,
-    model: &ModelFlags,
-    pairs: &PairDataset,
-    held_out: Option<&PairDataset>,
-) -> Result<Value> {
-    let of = |pairs: &PairDataset| pairs.digest().to_string();
-    let mut settings = serde_json::to_value(flags)?;
-    settings["digest_of_model"] = Value::from(digest(model)?.to_string());
-    settings["digest_of_pairs"] = Value::from(of(pairs));
-    settings["digest_of_held_out"] = Value::from(held_out.map(of));
-    Ok(settings)
 }
 
 /// Whether a run with these very settings has left its model, and its report after it.

@@ -56,8 +56,8 @@ pub struct Measured {
 
 /// Trains by any loss: supervised, of single responses, of samples.
 ///
-/// A step over parts goes down the gradient of Σ weight · loss / Σ weight; its metrics are [`Pooled`] by the same
-/// weights.
+/// A step over parts goes down the gradient of Σ weight · loss / Σ weight; its metrics are [`pooled`], as are those of
+/// an evaluation over parts.
 pub struct FromLoss<F> {
     descent: Descent,
     loss: F,
@@ -69,15 +69,14 @@ impl<F: Fn(&[usize]) -> Result<Measured>> FromLoss<F> {
     }
 
     fn accumulate(&mut self, parts: &[Vec<usize>]) -> Result<Metrics> {
-        let mut pooled = Pooled::default();
+        let mut seen = Vec::with_capacity(parts.len());
         for part in parts {
             let Measured { loss, weight, metrics } = (self.loss)(part)?;
             // The mean of one part is its own, to the bit.
-            let weight = if parts.len() == 1 { 1.0 } else { weight };
-            self.descent.accumulate(&loss, weight)?;
-            pooled.add(&metrics, weight);
+            self.descent.accumulate(&loss, if parts.len() == 1 { 1.0 } else { weight })?;
+            seen.push((metrics, weight));
         }
-        Ok(pooled.metrics())
+        Ok(pooled(&seen))
     }
 }
 
@@ -99,11 +98,17 @@ impl<F: Fn(&[usize]) -> Result<Measured>> Trainer for FromLoss<F> {
         }
     }
 
-    fn evaluate(&self, batch: &Vec<usize>) -> Result<Metrics> {
+    fn evaluate_over(&self, parts: &[Vec<usize>]) -> Result<Metrics> {
+        if parts.is_empty() {
+            return Err(Error::Empty { tensor: "parts", shape: "[parts]" });
+        }
         let _no_grad = tch::no_grad_guard();
-        let Measured { loss, metrics, .. } = (self.loss)(batch)?;
-        let loss = loss.f_double_value(&[])?;
-        Ok(Metrics::default().with("loss", loss).and(metrics).prefixed("eval_"))
+        let one = |part: &Vec<usize>| -> Result<(Metrics, f64)> {
+            let Measured { loss, weight, metrics } = (self.loss)(part)?;
+            Ok((Metrics::default().with("loss", loss.f_double_value(&[])?).and(metrics), weight))
+        };
+        let seen = parts.iter().map(one).collect::<Result<Vec<_>>>()?;
+        Ok(pooled(&seen).prefixed("eval_"))
     }
 }
 
@@ -123,64 +128,36 @@ pub fn metrics(numbers: impl IntoIterator<Item = (String, f64)>) -> Metrics {
     numbers.into_iter().map(one).fold(Metrics::default(), Metrics::and)
 }
 
-/// Numbers of batches as those of all their pairs: `num_tokens` and `num_pairs` are sums, `min_reward` and `max_reward`
-/// the least and the greatest, all others means by weight over the batches that have them. A prefix `eval_` changes
-/// nothing.
-#[derive(Debug, Default)]
-pub struct Pooled(Vec<Pool>);
-
-#[derive(Debug)]
-struct Pool {
-    name: String,
-    value: f64,
-    weight: f64,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Together {
-    Sum,
-    Least,
-    Greatest,
-    Mean,
-}
-
-impl Together {
-    fn of(name: &str) -> Self {
-        match name.strip_prefix("eval_").unwrap_or(name) {
-            "num_tokens" | "num_pairs" => Self::Sum,
-            "min_reward" => Self::Least,
-            "max_reward" => Self::Greatest,
-            _ => Self::Mean,
+/// Numbers of parts, each with its weight, as those of all their pairs, in the order in which they came: `num_tokens`
+/// and `num_pairs` are sums; all others are means over the parts that have them, those of responses (`logps/…`) by
+/// pairs, those of tokens by tokens, the rest by weight.
+fn pooled(parts: &[(Metrics, f64)]) -> Metrics {
+    if let [(alone, _)] = parts {
+        return alone.clone();
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in parts.iter().flat_map(|(metrics, _)| metrics.iter()) {
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
-}
-
-impl Pooled {
-    pub fn add(&mut self, metrics: &Metrics, weight: f64) {
-        for (name, value) in metrics.iter() {
-            let together = Together::of(name);
-            let value = if matches!(together, Together::Mean) { weight * value } else { value };
-            let Some(pool) = self.0.iter_mut().find(|pool| pool.name == name) else {
-                self.0.push(Pool { name: name.to_owned(), value, weight });
-                continue;
-            };
-            pool.weight += weight;
-            pool.value = match together {
-                Together::Sum | Together::Mean => pool.value + value,
-                Together::Least => pool.value.min(value),
-                Together::Greatest => pool.value.max(value),
-            };
+    let whole = |name: &str| {
+        let found = || parts.iter().filter_map(move |(metrics, weight)| Some((metrics, *weight, metrics.get(name)?)));
+        if matches!(name, "num_tokens" | "num_pairs") {
+            return found().map(|(.., value)| value).sum::<f64>();
         }
-    }
-
-    /// In the order in which they came.
-    pub fn metrics(self) -> Metrics {
-        let whole = |Pool { name, value, weight }| {
-            let value = if matches!(Together::of(&name), Together::Mean) { value / weight } else { value };
-            (name, value)
+        let weight = |metrics: &Metrics, weight: f64| {
+            let own = match name {
+                "mean_token_accuracy" | "entropy" => metrics.get("num_tokens"),
+                _ if name.starts_with("logps/") => metrics.get("num_pairs"),
+                _ => None,
+            };
+            own.unwrap_or(weight)
         };
-        metrics(self.0.into_iter().map(whole))
-    }
+        let sum: f64 = found().map(|(metrics, own, value)| weight(metrics, own) * value).sum();
+        sum / found().map(|(metrics, own, _)| weight(metrics, own)).sum::<f64>()
+    };
+    metrics(names.into_iter().map(|name| (name.to_owned(), whole(name))))
 }
 
 #[cfg(test)]
@@ -196,16 +173,21 @@ mod tests {
 
     #[test]
     fn counts_add_up_and_the_rest_is_averaged() {
-        let mut pooled = Pooled::default();
-        let metrics = |loss, tokens, least| {
-            Metrics::default().with("loss", loss).with("num_tokens", tokens).with("min_reward", least).prefixed("eval_")
+        let part = |loss, logp, tokens, pairs| {
+            let counts = Metrics::default().with("loss", loss).with("num_tokens", tokens).with("num_pairs", pairs);
+            counts.with("entropy", loss).with("logps/chosen", logp)
         };
-        pooled.add(&metrics(1.0, 10.0, -1.0), 3.0);
-        pooled.add(&metrics(2.0, 20.0, -4.0).with("now_and_then", 7.0), 1.0);
-        let whole = pooled.metrics();
-        let expected =
-            [("eval_loss", 1.25), ("eval_num_tokens", 30.0), ("eval_min_reward", -4.0), ("now_and_then", 7.0)];
-        assert_eq!(numbers(&whole), expected);
+        let parts = [(part(1.0, -2.0, 10.0, 1.0), 3.0), (part(2.0, -4.0, 30.0, 3.0).with("now_and_then", 7.0), 1.0)];
+        let expected = [
+            ("loss", 1.25),
+            ("num_tokens", 40.0),
+            ("num_pairs", 4.0),
+            ("entropy", 1.75),
+            ("logps/chosen", -3.5),
+            ("now_and_then", 7.0),
+        ];
+        assert_eq!(numbers(&pooled(&parts)), expected);
+        assert_eq!(pooled(&parts[..1]), parts[0].0);
     }
 
     /// ½(w − x)² of each index x.
@@ -249,6 +231,9 @@ mod tests {
         assert_eq!(refused.step_over(&[vec![1]])?, fresh.step_over(&[vec![1]])?);
         let evaluated = refused.evaluate(&vec![1])?;
         assert!(evaluated.get("eval_loss").is_some() && evaluated.get("eval_largest") == Some(1.0));
+        let [parts, whole] = [refused.evaluate_over(&[vec![1, 2], vec![6]])?, refused.evaluate(&vec![1, 2, 6])?]
+            .map(|metrics| metrics.get("eval_loss").unwrap_or(f64::NAN));
+        assert!((parts - whole).abs() < 1e-12, "{parts} is not {whole}");
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub struct PairDataset {
     tokens: Vec<u32>,
     /// Where prompt, chosen and rejected response of each end in `tokens`; a prompt begins where the pair before it ends.
     ends: Vec<[usize; 3]>,
+    /// 8 bytes of the digest of each prompt's own tokens, of which its responses may take the last ones.
+    own_prompts: Vec<u64>,
     labels: Vec<f64>,
     /// Of each column a number a pair, NaN where it has none; empty where no pair has one.
     numbers: [Vec<f64>; Column::ALL.len()],
@@ -74,6 +76,10 @@ impl PairDataset {
     /// # Errors
     /// [`EmptyPart`](DataError::EmptyPart).
     pub fn push(&mut self, prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Result<()> {
+        self.add(Pair { prompt, chosen, rejected }, Digest::of_prompt(prompt).head())
+    }
+
+    fn add(&mut self, Pair { prompt, chosen, rejected }: Pair<'_>, own_prompt: u64) -> Result<()> {
         let parts = [("prompt", prompt), ("chosen", chosen), ("rejected", rejected)];
         if let Some((part, _)) = parts.into_iter().find(|(_, tokens)| tokens.is_empty()) {
             return Err(DataError::EmptyPart { part, pair: self.len() });
@@ -82,6 +88,7 @@ impl PairDataset {
             self.tokens.extend_from_slice(tokens);
             self.tokens.len()
         }));
+        self.own_prompts.push(own_prompt);
         self.labels.push(1.0);
         self.numbers.iter_mut().filter(|column| !column.is_empty()).for_each(|column| column.push(f64::NAN));
         Ok(())
@@ -90,7 +97,8 @@ impl PairDataset {
     /// Adds a pair with what its record says beside the text.
     pub(super) fn push_record(&mut self, split: &SplitPair, record: &Record) -> Result<()> {
         let pair = self.len();
-        self.push(&split.prompt, &split.chosen, &split.rejected)?;
+        let SplitPair { prompt, chosen, rejected, own_prompt, .. } = split;
+        self.add(Pair { prompt, chosen, rejected }, *own_prompt)?;
         self.labels[pair] = record.label;
         for column in Column::ALL {
             if let Some(value) = record.number(column) {
@@ -123,6 +131,7 @@ impl PairDataset {
     pub(super) fn shrink(&mut self) {
         self.tokens.shrink_to_fit();
         self.ends.shrink_to_fit();
+        self.own_prompts.shrink_to_fit();
         self.labels.shrink_to_fit();
         self.numbers.iter_mut().for_each(Vec::shrink_to_fit);
         self.votes.shrink_to_fit();
@@ -237,8 +246,7 @@ impl PairDataset {
     pub fn select(&self, pairs: &[usize]) -> Result<Self> {
         let mut part = Self { annotators: self.annotators.clone(), known: self.known.clone(), ..Self::default() };
         for (to, &from) in pairs.iter().enumerate() {
-            let pair = self.existing(from)?;
-            part.push(pair.prompt, pair.chosen, pair.rejected)?;
+            part.add(self.existing(from)?, self.own_prompts[from])?;
             part.labels[to] = self.labels[from];
             for column in Column::ALL {
                 if let Some(value) = self.numbers[column as usize].get(from).filter(|value| !value.is_nan()) {
@@ -254,7 +262,8 @@ impl PairDataset {
     }
 
     /// Pairs to train on, and a share of about `held_out` to judge by. All pairs of a prompt are on one side, which its
-    /// tokens and the seed decide: more data move no pair to the other side.
+    /// own tokens, before a response takes the last ones or a limit cuts them, and the seed decide: more data move no
+    /// pair to the other side.
     ///
     /// # Errors
     /// [`Share`](DataError::Share) unless 0 < `held_out` < 1, [`NoPairs`](DataError::NoPairs) where a side is empty.
@@ -262,19 +271,12 @@ impl PairDataset {
         if !(held_out > 0.0 && held_out < 1.0) {
             return Err(DataError::Share(held_out));
         }
-        let is_out = |prompt: &[u32]| {
+        let is_out = |&pair: &usize| {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(b"prefopt split 1").update(&seed.to_le_bytes());
-            prompt.iter().for_each(|token| {
-                hasher.update(&token.to_le_bytes());
-            });
-            let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
-            u64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64 / 2f64.powi(64) < held_out
+            hasher.update(b"prefopt split 2").update(&seed.to_le_bytes()).update(&self.own_prompts[pair].to_le_bytes());
+            Digest::from(hasher.finalize()).head() as f64 / 2f64.powi(64) < held_out
         };
-        let (mut out, mut rest) = (Vec::new(), Vec::new());
-        for (index, pair) in self.iter().enumerate() {
-            if is_out(pair.prompt) { out.push(index) } else { rest.push(index) }
-        }
+        let (out, rest): (Vec<_>, Vec<_>) = (0..self.len()).partition(is_out);
         for (part, indices) in [("the training part", &rest), ("the held-out part", &out)] {
             if indices.is_empty() {
                 return Err(DataError::NoPairs(part));

@@ -30,6 +30,22 @@ impl Digest {
         Ok(Self::from(whole.finalize()))
     }
 
+    /// Of a prompt's tokens, as they are without a response.
+    pub(super) fn of_prompt(tokens: &[u32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"prefopt prompt 1");
+        tokens.iter().for_each(|token| {
+            hasher.update(&token.to_le_bytes());
+        });
+        hasher.finalize().into()
+    }
+
+    /// The first 8 bytes.
+    pub(super) fn head(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

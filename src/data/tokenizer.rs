@@ -3,7 +3,9 @@ use std::{fs, path::Path};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::{ChatTemplate, DataError, Ending, Message, Reason, Record, Result, SpecialTokens, Texts, prefix::shared};
+use super::{
+    ChatTemplate, DataError, Digest, Ending, Message, Reason, Record, Result, SpecialTokens, Texts, prefix::shared,
+};
 
 /// Text to tokens: tokenizer.json with the special tokens and the chat template beside it.
 ///
@@ -32,6 +34,8 @@ pub struct SplitPair {
     /// Tokens of the prompt alone that the responses do not begin with: where a token spans both, or the template
     /// writes a part differently from the whole, it is scored as part of the response.
     pub moved: usize,
+    /// [`Digest::of_prompt`] of the prompt alone, 8 bytes of it: the same whatever the responses move.
+    pub(super) own_prompt: u64,
 }
 
 impl TextTokenizer {
@@ -165,6 +169,7 @@ impl TextTokenizer {
             chosen: chosen[at..].to_vec(),
             rejected: rejected[at..].to_vec(),
             moved: prompt.len() - at,
+            own_prompt: Digest::of_prompt(&prompt).head(),
             prompt: prompt[..at].to_vec(),
         })
     }

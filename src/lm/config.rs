@@ -1,15 +1,20 @@
 use std::{num::NonZeroUsize, path::Path};
 
+use serde_json::{Map, Value};
+use tch::Kind;
+
 use super::{
     error::{Loaded, ModelError},
     family,
     keys::Keys,
     rope::Rope,
+    weights,
 };
 
 pub(super) const FILE: &str = "config.json";
 
-/// The part of `config.json` that shapes the computation, and its text, which [`save`](super::CausalLm::save) writes again as it was.
+/// The part of `config.json` that shapes the computation, and its text. [`save`](super::CausalLm::save) writes every key again, in its order;
+/// `dtype` and `torch_dtype` then say what the saved weights are of.
 ///
 /// Known are the families gpt2, llama, mistral, qwen2 and qwen3 with transformers' defaults. A key that is neither known nor known to be harmless
 /// (dropout rates, which training here leaves off, are) is refused by name, and so is a known one with a value that is not implemented: a
@@ -87,11 +92,29 @@ impl ModelConfig {
         Ok(Self { shape: family::shape(keys)?, text: text.to_owned() })
     }
 
-    pub(super) fn save(&self, folder: &Path) -> Loaded<()> {
-        super::weights::save_text(&folder.join(FILE), &self.text)
+    pub(super) fn save(&self, folder: &Path, kind: Kind) -> Loaded<()> {
+        weights::save_json(&folder.join(FILE), &self.keys_beside(kind))
     }
 
-    /// Its text.
+    /// Every key, in its order.
+    pub(super) fn keys(&self) -> Map<String, Value> {
+        serde_json::from_str(&self.text).expect("an object: the configuration was read from it")
+    }
+
+    /// The same beside weights of this kind.
+    pub(super) fn keys_beside(&self, kind: Kind) -> Map<String, Value> {
+        let dtype = match kind {
+            Kind::Double => "float64",
+            Kind::BFloat16 => "bfloat16",
+            _ => "float32",
+        };
+        let mut keys = self.keys();
+        // transformers rounds what it loads to `dtype`; early versions of 4 know it as `torch_dtype` alone.
+        keys.extend(["dtype", "torch_dtype"].map(|key| (key.to_owned(), Value::from(dtype))));
+        keys
+    }
+
+    /// Its text as it was read.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | families | `gpt2`; `llama` (Llama, SmolLM2), `mistral`, `qwen2` (biases), `qwen3` (norms of heads) |
 //! | what of them | grouped queries, rotary positions (default, linear, llama3, yarn), sliding windows, tied or separate head, biases |
-//! | files | `config.json`, `model.safetensors` or shards with an index; F64, F32, BF16 and F16 in the file, Float, BFloat16 or Double in memory |
+//! | files | `config.json`, `model.safetensors` or shards with an index; F64, F32, BF16 and F16 in the file, Float, BFloat16 or Double in memory and in what is saved, which names it in `dtype` |
 //! | training | [`CausalLm`] is a [`Decoder`](crate::logps::Decoder): packed pairs, the chunked vocabulary head, checkpointing by layer |
 //! | adapters | [`LoraConfig`]; with one, [`CausalLm::reference`] is the same model without it, so that no second one is held |
 //! | reward models | [`RewardModel`]: a linear score for each member, in transformers' and TRL's format; [`reward`](crate::reward) has the objectives |

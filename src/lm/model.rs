@@ -22,8 +22,9 @@ const HEAD: &str = "lm_head.weight";
 
 /// A causal language model in Hugging Face's format.
 ///
-/// It is a [`Decoder`], so [`response_logps_of`](crate::logps::response_logps_of) scores packed pairs with it. There is no dropout. Half precision
-/// is for reading and sampling; train in f32, or an adapter, which is held in f32 beside weights in BFloat16.
+/// It is a [`Decoder`], so [`response_logps_of`](crate::logps::response_logps_of) scores packed pairs with it. There is no dropout. Weights in
+/// BFloat16 are trained with masters in f32 ([`AdamW::with_masters`](crate::train::AdamW::with_masters)), or small steps round to nothing; an
+/// adapter is held in f32 beside them.
 #[derive(Debug)]
 pub struct CausalLm {
     pub(super) config: ModelConfig,
@@ -146,14 +147,15 @@ impl CausalLm {
         }
     }
 
-    /// Writes `config.json`, as it was read, and `model.safetensors`, in the model's kind and without an adapter: a folder that transformers loads.
-    /// Each file is written beside the old one and replaces it when it is complete. Tokenizer files are not the model's.
+    /// Writes `config.json`, as it was read but for `dtype` and `torch_dtype`, which name the model's kind, and `model.safetensors`, in that kind and
+    /// without an adapter: a folder that transformers loads without rounding. Each file is written beside the old one and replaces it when it is
+    /// complete. Tokenizer files are not the model's.
     ///
     /// # Errors
     /// [`Write`](ModelError::Write).
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         weights::save(folder, self.named.iter().map(|(name, tensor)| (name.clone(), tensor)), |_| Ok(None))?;
-        self.config.save(folder)
+        self.config.save(folder, self.kind())
     }
 
     /// Logits `[batch, time, vocab]` of what follows each of `tokens` `[batch, time]` (Int64), unpadded.

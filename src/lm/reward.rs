@@ -18,6 +18,8 @@ use crate::{
 
 const SCORE: &str = "score.weight";
 const PADDING: &str = "pad_token_id";
+/// What a seed is combined with, so that w is not drawn as an adapter or a trunk of the same seed is.
+const STREAM: u64 = u64::from_be_bytes(*b"score.we");
 
 /// A family of reward models on one decoder: r_m = w_m·h, with h `[width]` the hidden state of a response's last token
 /// after the last norm, and w `[members, width]`.
@@ -34,9 +36,10 @@ const PADDING: &str = "pad_token_id";
 /// **Padding.** transformers reads a reward at the rightmost token that is not the padding token. Where responses end
 /// with that token, it reads the one before. So [`save`](Self::save) writes no `pad_token_id` that is an end token
 /// (`eos_token_id`) or none of the vocabulary; transformers then takes one sequence at a time, and says so. Name another
-/// with [`with_padding`](Self::with_padding), one that no response ends with. A model that was trained with the end
-/// token as padding, as TRL does where a tokenizer has no padding token, has learned to score the token before the
-/// end: give it responses without their end.
+/// with [`with_padding`](Self::with_padding), one that no response ends with, or none with
+/// [`without_padding`](Self::without_padding) where a tokenizer ends responses with the configuration's padding token.
+/// A model that was trained with the end token as padding, as TRL does where a tokenizer has no padding token, has
+/// learned to score the token before the end: give it responses without their end.
 ///
 /// ```
 /// # fn main() -> prefopt::Result<()> {
@@ -66,18 +69,19 @@ const PADDING: &str = "pad_token_id";
 pub struct RewardModel {
     trunk: CausalLm,
     score: Score,
+    /// What is written as `pad_token_id`.
     padding: Option<i64>,
 }
 
 impl RewardModel {
     /// New members on a language model, whose vocabulary head is dropped and whose adapter is kept: w uniform with
-    /// standard deviation .02, from the seed.
+    /// standard deviation .02, from a stream of its own: one seed may draw the trunk, its adapter and w.
     ///
     /// # Errors
     /// [`Torch`](ModelError::Torch) when there is no memory for it.
     pub fn on(model: CausalLm, members: NonZeroUsize, seed: u64) -> Result<Self, ModelError> {
         let size = [members.get() as i64, model.config().width()];
-        let score = Fresh::new(seed, (model.wide_kind(), model.device())).take(SCORE, &size, Start::MATRIX)?;
+        let score = Fresh::new(seed ^ STREAM, (model.wide_kind(), model.device())).take(SCORE, &size, Start::MATRIX)?;
         Self::new(model.into_trunk(), &score)
     }
 
@@ -97,12 +101,16 @@ impl RewardModel {
     }
 
     fn new(trunk: CausalLm, score: &Tensor) -> Loaded<Self> {
-        Ok(Self { trunk, score: Score(score.f_set_requires_grad(true)?), padding: None })
+        let read = trunk.config().keys().get(PADDING).and_then(Value::as_i64);
+        let padding = read.filter(|&token| harmless(trunk.config(), token).is_ok());
+        Ok(Self { trunk, score: Score(score.f_set_requires_grad(true)?), padding })
     }
 
-    /// Writes `config.json`, as it was read but for the class, the labels and the padding token, and
-    /// `model.safetensors`, in the model's kind: a folder that transformers loads. An adapter is folded into what is
-    /// written, and stays as it is in memory. Each file is written beside the old one and replaces it when it is complete.
+    /// Writes `config.json`, as it was read but for the class, the labels, the padding token, and `dtype` and
+    /// `torch_dtype`, which name the kind of `score.weight`; and `model.safetensors`, in the model's kind: a folder
+    /// that transformers loads without rounding, a trunk in half precision as f32. An adapter is folded into what is
+    /// written, and stays as it is in memory. Each file is written beside the old one and replaces it when it is
+    /// complete.
     ///
     /// # Errors
     /// [`Write`](ModelError::Write).
@@ -119,6 +127,13 @@ impl RewardModel {
     /// [`Padding`](ModelError::Padding) for an end token or one outside the vocabulary.
     pub fn with_padding(self, token: i64) -> Result<Self, ModelError> {
         Ok(Self { padding: Some(harmless(self.config(), token)?), ..self })
+    }
+
+    /// [`save`](Self::save) writes no padding token, whichever was read: for a tokenizer that ends responses with that
+    /// token, although `eos_token_id` is another.
+    #[must_use]
+    pub fn without_padding(self) -> Self {
+        Self { padding: None, ..self }
     }
 
     /// As [`CausalLm::with_checkpointing`].
@@ -178,22 +193,18 @@ impl RewardModel {
 
     /// The keys of `config.json`.
     fn keys(&self) -> Map<String, Value> {
-        let config = self.config();
-        let mut keys: Map<String, Value> =
-            serde_json::from_str(config.text()).expect("an object: the configuration was read from it");
-        let read = keys.get(PADDING).and_then(Value::as_i64);
-        let padding = self.padding.or_else(|| read.filter(|&token| harmless(config, token).is_ok()));
+        let mut keys = self.config().keys_beside(self.trunk.wide_kind());
         let label = |member: i64| format!("LABEL_{member}");
         let labels = (0..self.members()).map(|member| (member.to_string(), Value::from(label(member))));
         let members = (0..self.members()).map(|member| (label(member), Value::from(member)));
-        let class = format!("{}ForSequenceClassification", config.shape.class);
+        let class = format!("{}ForSequenceClassification", self.config().shape.class);
         let written = [
             ("architectures", Value::from(vec![class])),
             ("id2label", Value::Object(labels.collect())),
             ("label2id", Value::Object(members.collect())),
             // Without it transformers' pipeline puts a score through a sigmoid.
             ("problem_type", Value::from("regression")),
-            (PADDING, Value::from(padding)),
+            (PADDING, Value::from(self.padding)),
         ];
         keys.extend(written.map(|(key, value)| (key.to_owned(), value)));
         // Said by the labels; another number is an error in transformers.

@@ -264,18 +264,13 @@ fn dtype(tensor: &Tensor) -> Dtype {
     }
 }
 
-/// Writes a text in the same way.
-pub(super) fn save_text(file: &Path, text: &str) -> Loaded<()> {
-    aside(file, |out| {
-        out.write_all(text.as_bytes()).map_err(|cause| ModelError::Write { file: file.to_owned(), cause })
-    })
-}
-
 /// Writes a JSON object in the same way.
 pub(super) fn save_json(file: &Path, object: &Map<String, Value>) -> Loaded<()> {
     let text =
         serde_json::to_string_pretty(object).map_err(|cause| ModelError::Json { file: file.to_owned(), cause })?;
-    save_text(file, &(text + "\n"))
+    aside(file, |out| {
+        out.write_all((text + "\n").as_bytes()).map_err(|cause| ModelError::Write { file: file.to_owned(), cause })
+    })
 }
 
 fn aside(file: &Path, write: impl FnOnce(&mut File) -> Loaded<()>) -> Loaded<()> {

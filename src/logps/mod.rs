@@ -14,5 +14,5 @@ mod tile;
 pub use collision::log_collision;
 pub use head::{TokenScores, VocabularyHead};
 pub use padded::{response_logps, token_logps, token_statistics};
-pub(crate) use responses::{halves, hidden_of};
 pub use responses::{Decoder, ResponseLogps, response_logps_of, response_scores_of};
+pub(crate) use responses::{halves, hidden_of};

@@ -91,11 +91,21 @@ pub trait Trainer {
         self.step_over(std::slice::from_ref(batch))
     }
 
-    /// Measures without an update; the names carry the prefix `eval_`.
+    /// Measures all pairs of `parts` as one batch, without an update: the memory of one part's forward pass, the numbers of
+    /// the whole, also for losses that couple the pairs of a batch and for pairs of different weight. The names carry the
+    /// prefix `eval_`.
     ///
     /// # Errors
-    /// Those of the forward pass and of the loss.
-    fn evaluate(&self, batch: &Self::Batch) -> Result<Metrics>;
+    /// Those of the forward pass and of the loss; [`Empty`](crate::Error::Empty) without a part.
+    fn evaluate_over(&self, parts: &[Self::Batch]) -> Result<Metrics>;
+
+    /// The same of one batch.
+    ///
+    /// # Errors
+    /// As [`evaluate_over`](Self::evaluate_over).
+    fn evaluate(&self, batch: &Self::Batch) -> Result<Metrics> {
+        self.evaluate_over(std::slice::from_ref(batch))
+    }
 
     /// Steps over batches until they end or an observer says stop. Observers hear of each step, and of the alarms that any of them raises at it.
     /// Returns the last step's report, `None` without a batch.

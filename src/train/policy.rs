@@ -51,6 +51,12 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> PolicyTrainer<B
     pub fn loss(&self) -> &L {
         &self.loss
     }
+
+    /// The same, to put it back where it was: what a [hook](Self::before_loss) makes of it is in no checkpoint, and a run
+    /// that goes on would otherwise be evaluated by the first loss until its next step.
+    pub fn loss_mut(&mut self) -> &mut L {
+        &mut self.loss
+    }
 }
 
 impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for PolicyTrainer<B, L, F> {
@@ -96,11 +102,11 @@ impl<B, L: PreferenceLoss, F: Fn(&B) -> Result<PreferenceBatch>> Trainer for Pol
         self.descent.update(batch_metrics(&PreferenceBatch::concatenated(&seen)?, beta)?)
     }
 
-    fn evaluate(&self, batch: &B) -> Result<Metrics> {
+    fn evaluate_over(&self, parts: &[B]) -> Result<Metrics> {
         let _no_grad = tch::no_grad_guard();
-        let parsed = (self.forward)(batch)?;
-        let loss = scalar(&self.loss.mean(&parsed)?)?;
-        let metrics = batch_metrics(&parsed, self.reward_scale.get())?;
+        let whole = PreferenceBatch::concatenated(&parts.iter().map(&self.forward).collect::<Result<Vec<_>>>()?)?;
+        let loss = scalar(&self.loss.mean(&whole)?)?;
+        let metrics = batch_metrics(&whole, self.reward_scale.get())?;
         Ok(Metrics::default().with("loss", loss).and(metrics).prefixed("eval_"))
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 
 /// Trains a reward model or a family: `forward` turns a batch of yours into scores that lead back to the parameters.
 ///
-/// A part of a step counts for its number of pairs. That is exact also under
+/// A part of a step, or of an evaluation, counts for its number of pairs. That is exact also under
 /// [member weights](RewardBatch::with_member_weights): the mean over a part of b pairs is Σ w ℓ / b, not divided by Σ w.
 /// Metrics are plain means over members and pairs, whatever the weights and the soft labels.
 pub struct RewardTrainer<B, O, F> {
@@ -47,19 +47,30 @@ impl<B, O: RewardObjective, F: Fn(&B) -> Result<RewardBatch>> Trainer for Reward
         let mut seen = Vec::with_capacity(parts.len());
         for part in parts {
             let batch = (self.forward)(part)?;
-            let weight = if parts.len() == 1 { 1.0 } else { batch.scores().batch() as f64 };
-            self.descent.accumulate(&self.objective.mean(&batch)?, weight)?;
+            self.descent.accumulate(&self.objective.mean(&batch)?, weight(&batch, parts.len()))?;
             seen.push(batch.scores().detached());
         }
         self.descent.update(reward_metrics(&RewardScores::concatenated(&seen)?)?)
     }
 
-    fn evaluate(&self, batch: &B) -> Result<Metrics> {
+    fn evaluate_over(&self, parts: &[B]) -> Result<Metrics> {
         let _no_grad = tch::no_grad_guard();
-        let parsed = (self.forward)(batch)?;
-        let loss = scalar(&self.objective.mean(&parsed)?)?;
-        Ok(Metrics::default().with("loss", loss).and(reward_metrics(parsed.scores())?).prefixed("eval_"))
+        let (mut seen, mut loss, mut total) = (Vec::with_capacity(parts.len()), 0.0, 0.0);
+        for part in parts {
+            let batch = (self.forward)(part)?;
+            let weight = weight(&batch, parts.len());
+            loss += weight * scalar(&self.objective.mean(&batch)?)?;
+            total += weight;
+            seen.push(batch.scores().detached());
+        }
+        let metrics = reward_metrics(&RewardScores::concatenated(&seen)?)?;
+        Ok(Metrics::default().with("loss", loss / total).and(metrics).prefixed("eval_"))
     }
+}
+
+/// What a part's mean counts for beside the others; alone it is its own, to the bit.
+fn weight(batch: &RewardBatch, parts: usize) -> f64 {
+    if parts == 1 { 1.0 } else { batch.scores().batch() as f64 }
 }
 
 impl<B, O: fmt::Debug, F> fmt::Debug for RewardTrainer<B, O, F> {

@@ -225,7 +225,8 @@ def digest(pairs):
 
 
 def held_out(prompt, seed):
-    raw = blake3.blake3(b"prefopt split 1" + struct.pack("<Q", seed) + struct.pack(f"<{len(prompt)}I", *prompt)).digest()
+    own = blake3.blake3(b"prefopt prompt 1" + struct.pack(f"<{len(prompt)}I", *prompt)).digest()
+    raw = blake3.blake3(b"prefopt split 2" + struct.pack("<Q", seed) + own[:8]).digest()
     return struct.unpack("<Q", raw[:8])[0] / 2**64
 
 

@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 try:
@@ -28,12 +29,15 @@ def distance(model, tokens, expected) -> float:
 
 
 def loaded(kind, folder: pathlib.Path):
-    """The model, and what of its weights or keys did not fit."""
+    """The model in the kind that its configuration says, and what of its weights, keys or that kind did not fit."""
     # The reference of a window is the mask written out.
-    model, report = kind.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    return model.eval(), {key: list(value) for key, value in report.items() if value}
+    model, report = kind.from_pretrained(folder, dtype="auto", attn_implementation="eager", output_loading_info=True)
+    left = {key: list(value) for key, value in report.items() if value}
+    saved = {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+    found, widest = {weight.dtype for weight in model.parameters()}, max(saved, key=lambda dtype: dtype.itemsize)
+    if found != {widest}:
+        left["dtype"] = f"{found} of {saved}"
+    return model.eval(), left
 
 
 def told(folder: pathlib.Path, left: dict, off: dict, tolerance: float) -> bool:

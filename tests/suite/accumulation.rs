@@ -4,6 +4,7 @@ use std::{cell::RefCell, num::NonZeroUsize, ops::Range, rc::Rc};
 
 use prefopt::{
     Error, PairLogps, PreferenceBatch, PreferenceLoss, ResponseLengths, ResponseTable, Result, RewardScores,
+    diagnostics::Metrics,
     loss::{Dpo, ForwardKl, Minimum, PessimisticDistillation, RewardDistillation, UncertaintyWeighted},
     reward::{BradleyTerry, RewardBatch},
     tch::{Device, Kind, Tensor},
@@ -152,7 +153,12 @@ fn same(found: &StepReport, expected: &StepReport, what: &str) {
     assert_eq!((found.step, found.learning_rate), (expected.step, expected.learning_rate), "{what}");
     close(found.loss, expected.loss, 1e-12, 1.0, format_args!("loss of {what}"));
     close(found.grad_norm, expected.grad_norm, 1e-12, 1.0, format_args!("norm of {what}"));
-    let [found, expected] = [found, expected].map(|report| report.metrics.iter().unzip::<_, _, Vec<_>, Vec<_>>());
+    same_metrics(&found.metrics, &expected.metrics, what);
+}
+
+#[track_caller]
+fn same_metrics(found: &Metrics, expected: &Metrics, what: &str) {
+    let [found, expected] = [found, expected].map(|metrics| metrics.iter().unzip::<_, _, Vec<_>, Vec<_>>());
     assert_eq!(found.0, expected.0, "{what}");
     all_close(&found.1, &expected.1, 1e-12, what);
 }
@@ -204,6 +210,22 @@ fn scorer() -> Result<(Vec<Tensor>, impl Trainer<Batch = Range<i64>>)> {
 #[test]
 fn so_does_a_reward_model() -> Result<()> {
     same_steps([scorer()?, scorer()?], "reward model")
+}
+
+/// Also of a loss that couples the pairs of a batch, and of pairs of different weight.
+#[test]
+fn an_evaluation_over_parts_is_that_of_the_whole() -> Result<()> {
+    for (name, members, loss) in losses()? {
+        let (_, trainer) = policy(&loss, members)?;
+        same_metrics(&trainer.evaluate_over(&PARTS)?, &trainer.evaluate(&WHOLE)?, name);
+    }
+    let (_, trainer) = scorer()?;
+    same_metrics(&trainer.evaluate_over(&PARTS)?, &trainer.evaluate(&WHOLE)?, "reward model");
+    let nothing = "is empty: shape [batch] needs at least one element";
+    refused(policy(Dpo::new(BETA)?, 1)?.1.evaluate_over(&[]), &format!("chosen_logps {nothing}"));
+    let nothing = "is empty: shape [members, batch] needs at least one element";
+    refused(trainer.evaluate_over(&[]), &format!("chosen_scores {nothing}"));
+    Ok(())
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, num::NonZeroUsize, path::Path};
 
 use prefopt::{
     Result,
-    lm::{CausalLm, ModelError, RewardModel},
+    lm::{CausalLm, LoraConfig, ModelError, RewardModel},
     logps::Decoder,
     packed::PackedRow,
     tch::{Device, Kind, Tensor, no_grad_guard},
@@ -138,6 +138,25 @@ fn new_members_are_drawn_from_the_seed() -> Outcome {
     assert_ne!(numbers(&first.get(0)), numbers(&first.get(1)));
     assert!(numbers(&first).iter().all(|w| w.abs() < 0.034_642));
     assert_eq!(drawn(1, Kind::BFloat16)?.kind(), Kind::Float);
+    Ok(())
+}
+
+#[test]
+fn one_seed_draws_members_an_adapter_and_a_trunk_apart() -> Outcome {
+    let config = tiny::case("llama", Kind::Double).config().clone();
+    let trunk = CausalLm::new(config, Device::Cpu, Kind::Double, 7)?;
+    let embedding = trunk.named_parameters().next().expect("an embedding").1.shallow_clone();
+    let trunk = trunk.with_lora(LoraConfig::new(members(), 6.0, ["q_proj"])?, 7)?;
+    let model = RewardModel::on(trunk, members(), 7)?;
+    let of = |name: &str| {
+        model.parameters().into_iter().find(|(found, _)| found.ends_with(name)).expect("a parameter of this name").1
+    };
+    let score = of(SCORE).get(0);
+    for (name, other) in [("A", of("lora_A.weight")), ("the embedding", embedding)] {
+        let other = other.get(0);
+        let cosine = (score.dot(&other) / (score.norm() * other.norm())).double_value(&[]);
+        assert!(cosine.abs() < 0.99, "w and {name} have the cosine {cosine}");
+    }
     Ok(())
 }
 

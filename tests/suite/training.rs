@@ -64,6 +64,17 @@ fn an_evaluation_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// As a run that goes on has to, whose loss had moved.
+#[test]
+fn a_loss_that_is_put_back_is_what_evaluates() -> Result<()> {
+    let policy = Policy::new();
+    let mut trainer = PolicyTrainer::new(Dpo::new(0.1)?, policy.forward(), policy.descent(0.01)?, 0.1)?;
+    *trainer.loss_mut() = Dpo::new(0.5)?;
+    let loss = trainer.evaluate(&[0.0, 0.0])?.get("eval_loss").expect("measured");
+    close(loss, oracle::dpo(0.5, 0.0), 1e-14, 0.0, "loss");
+    Ok(())
+}
+
 #[derive(Default)]
 struct Diary {
     steps: Vec<u64>,

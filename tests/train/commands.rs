@@ -49,6 +49,37 @@ fn an_adapter_is_written_and_read() {
     // It goes on being trained.
     scene.succeeds(&format!("{POLICY} --loss dpo --adapter @run/model --max-steps 2 --out @further"));
     assert!(scene.path("further/model/adapter_model.safetensors").exists());
+    // Without it the policy is the reference, and to start elsewhere is no mistake.
+    let apart = format!("{POLICY} --loss 'dpo + 0.1*reverse-kl' --adapter @run/model --reference @model");
+    let ended = scene.succeeds(&format!("{apart} --max-steps 2 --out @apart"));
+    assert!(!ended.err.contains("a second model"), "{}", ended.said());
+    let log = scene.log("apart");
+    let kinds: Vec<&Value> = log.iter().filter_map(|line| line.get("alarm")).map(|alarm| &alarm["kind"]).collect();
+    assert!(kinds.iter().all(|kind| **kind != "reference_mismatch"), "{kinds:?}");
+}
+
+/// What weights in bf16 say is not what those in f32 say.
+#[test]
+fn a_cache_is_of_one_kind_of_weights() {
+    let scene = Scene::new();
+    let data = "--model @model --data @pairs.jsonl --cache @cache";
+    scene.succeeds(&format!("score {data} --dtype bf16"));
+    let again = scene.succeeds(&format!("score {data} --dtype bf16"));
+    assert!(again.out.contains("was there"), "{}", again.out);
+    scene.refuses(&format!("policy {data} --max-steps 1 --out @run"), &["bf16", "delete it"]);
+}
+
+/// Of a file that no model has seen.
+#[test]
+fn all_pairs_are_judged_unless_a_share_is_named() {
+    let scene = Scene::new();
+    let judged = |flags: &str| {
+        let eval = "eval --model @model --reference @model --data @pairs.jsonl";
+        scene.succeeds(&format!("{eval} {flags} --out @eval.json"));
+        number(&scene.json("eval.json"), "pairs")
+    };
+    assert_eq!((judged(""), judged("--held-out 0")), (60.0, 60.0));
+    assert!(judged("--held-out 0.2") < 60.0);
 }
 
 #[test]

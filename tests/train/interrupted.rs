@@ -101,6 +101,23 @@ fn ctrl_c_in_a_policy_with_a_running_mean() {
     interrupted(&Scene::new(), &format!("{POLICY} --loss bco:shift=running"), ONE);
 }
 
+/// From a checkpoint of between two evaluations, after which one is due by other flags.
+#[test]
+fn a_run_that_goes_on_evaluates_by_what_it_remembers() {
+    let scene = Scene::new();
+    let run = |steps: usize, every: usize, out: &str| {
+        let often = format!("--save-every 1 --eval-every {every} --learning-rate 1e-3 --held-out 0.2");
+        scene.succeeds(&format!("{POLICY} --loss bco:shift=running --max-steps {steps} {often} --out @{out}"));
+    };
+    run(4, 2, "straight");
+    run(3, 9, "run");
+    fs::remove_dir_all(scene.path("run/checkpoints/000003-step-3")).expect("was saved last");
+    run(4, 2, "run");
+    scene.same("run", "straight");
+    // Once more with what was measured, lest a further start measure it again.
+    assert_eq!(scene.saves("run"), scene.saves("straight") + 1);
+}
+
 /// The best reward model so far is remembered.
 #[test]
 fn ctrl_c_in_a_policy_with_a_running_minimum() {

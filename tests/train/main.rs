@@ -81,6 +81,14 @@ impl Scene {
         fs::write(self.path(name), contents).expect("a file of the test's");
     }
 
+    /// The pairs in another file, line by line changed or left out.
+    fn rewrite(&self, name: &str, change: impl Fn(usize, Value) -> Option<Value>) {
+        let text = self.text("pairs.jsonl");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of the world's"));
+        let changed = lines.enumerate().filter_map(|(index, line)| change(index, line));
+        self.write(name, changed.map(|line| format!("{line}\n")).collect::<String>());
+    }
+
     /// The model under another name, to be spoilt.
     fn another_model(&self, name: &str) {
         fs::create_dir(self.path(name)).expect("a folder of the test's");
@@ -104,6 +112,16 @@ impl Scene {
 
     fn ended(&self, line: &str) -> Ended {
         self.train(line).output().expect("the program starts").into()
+    }
+
+    /// That a command into a folder with something in it is refused, with these words.
+    #[track_caller]
+    fn refuses(&self, line: &str, says: &[&str]) {
+        let ended = self.ended(line);
+        assert_eq!(ended.code, Some(1), "train {line}\n{}", ended.said());
+        for words in says {
+            assert!(ended.err.contains(words), "train {line}\n{}\ndoes not say {words}", ended.said());
+        }
     }
 
     #[track_caller]

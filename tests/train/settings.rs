@@ -62,6 +62,52 @@ fn a_run_may_be_made_longer() {
     run(8, "run");
     run(8, "straight");
     scene.same("run", "straight");
+    // And not shorter than it is: its model would be that of all steps.
+    let shorter = format!("{SFT} --learning-rate 1e-3 --eval-every 2 --max-steps 4 --out @run");
+    scene.refuses(&shorter, &["8 steps", "4", "--max-steps"]);
+    scene.same("run", "straight");
+}
+
+/// Labels and columns are what a run learns from, as tokens are.
+#[test]
+fn a_changed_label_is_another_run() {
+    let scene = Scene::new();
+    let run = format!("{POLICY} --loss matching:target=soft_labels --max-steps 2 --out @run");
+    scene.succeeds(&run);
+    scene.rewrite("pairs.jsonl", |_, mut line| {
+        if let Some(votes) = line.get_mut("votes") {
+            votes[2]["choice"] = votes[0]["choice"].clone();
+        }
+        Some(line)
+    });
+    scene.refuses(&run, &["digest_of_labels_and_columns", "--out"]);
+}
+
+#[test]
+fn reward_models_trained_anew_are_others() {
+    let scene = Scene::new();
+    let reward = "reward --model @model --data @pairs.jsonl --held-out 0.2 --max-steps 2";
+    scene.succeeds(&format!("{reward} --out @rewards"));
+    scene.succeeds(&format!("{reward} --seed 1 --out @others"));
+    let run = format!("{POLICY} --loss d-dpo --max-steps 2 --out @run");
+    scene.succeeds(&format!("{run} --rewards @rewards"));
+    let again = scene.succeeds(&format!("{run} --rewards @rewards/"));
+    assert!(again.err.contains("is finished"), "{}", again.said());
+    scene.write("rewards/member-0/model.safetensors", scene.bytes("others/member-0/model.safetensors"));
+    scene.refuses(&format!("{run} --rewards @rewards"), &["digest_of_rewards"]);
+}
+
+/// Timed anew it might be the other one.
+#[test]
+fn a_run_keeps_its_product() {
+    let scene = Scene::new();
+    let run = |steps: u64| scene.succeeds(&format!("{SFT} --matmul fastest --max-steps {steps} --out @run"));
+    let first = run(1);
+    assert!(!first.err.contains("as the run was begun"), "{}", first.said());
+    let product = scene.json("run/settings.json")["product"].clone();
+    let second = run(2);
+    assert!(second.err.contains("as the run was begun"), "{}", second.said());
+    assert!(product.is_string() && scene.json("run/settings.json")["product"] == product);
 }
 
 /// Also new weights, of heads and adapters.
@@ -141,5 +187,32 @@ fn two_halves_of_a_step_are_the_step() {
             let off = (whole - halves).abs().max().double_value(&[]);
             assert!(name == found && off <= 1e-5, "{command}: {name} is off by {off:e}");
         }
+    }
+}
+
+/// One of weight 0 counts for nothing.
+#[test]
+fn pairs_count_for_their_weights() {
+    let scene = Scene::new();
+    let weighed = |name: &str, weight: fn(usize) -> usize| {
+        scene.rewrite(name, |index, mut line| {
+            line["weight"] = Value::from(weight(index) as f64);
+            Some(line)
+        });
+    };
+    weighed("even.jsonl", |index| 2 * ((index + 1) % 2));
+    weighed("uneven.jsonl", |index| 1 + index % 3);
+    scene.rewrite("half.jsonl", |index, line| (index % 2 == 0).then_some(line));
+    for (command, log) in [("sft", ""), ("reward", "/member-0.run"), ("policy --kl-prompts 0", "")] {
+        let name = command.split(' ').next().unwrap_or_default();
+        let losses = |data: &str| {
+            let (shape, out) = ("--held-out 0.2 --learning-rate 1e-5 --max-steps 3", format!("{name}-{data}"));
+            let ended = scene.succeeds(&format!("{command} --model @model --data @{data}.jsonl {shape} --out @{out}"));
+            (steps(&scene, &format!("{out}{log}"), "loss"), ended)
+        };
+        let (even, ended) = losses("even");
+        assert!(ended.err.contains("weight of 0: 30"), "{}", ended.said());
+        close(&even, &losses("half").0, command);
+        assert_ne!(losses("uneven").0, losses("pairs").0, "{command}");
     }
 }

@@ -26,11 +26,11 @@ fn refused(scene: &Scene, line: &str, says: &[&str]) {
     }
 }
 
-/// What lies below a folder and is called `.partial`.
+/// What lies below a folder and is called `.partial` or `.partial-old`.
 pub fn half_written(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let of = |entry: fs::DirEntry| match entry.file_name().to_string_lossy().into_owned() {
-        name if name.ends_with(".partial") => vec![name],
+        name if name.contains(".partial") => vec![name],
         _ => half_written(&entry.path()),
     };
     entries.flat_map(|entry| of(entry.expect("can be read"))).collect()
@@ -172,6 +172,66 @@ fn data_of_which_nothing_is_left() {
         // Every prompt has seven tokens.
         refused(&scene, &format!("{} --max-length 7", on("pairs.jsonl")), &["pairs.jsonl"]);
         refused(&scene, &format!("{} --max-prompt 6", on("pairs.jsonl")), &["pairs.jsonl"]);
+    }
+}
+
+#[test]
+fn losses_that_fit_neither_step_nor_data() {
+    let scene = Scene::new();
+    refused(&scene, &format!("{POLICY} --loss aot --accumulate 2"), &["--loss aot", "--accumulate"]);
+    scene.rewrite("weighted.jsonl", |_, mut line| {
+        line["weight"] = Value::from(2.0);
+        Some(line)
+    });
+    refused(&scene, "policy --model @model --data @weighted.jsonl --loss aot", &["--loss aot", "`weight`"]);
+    // Of records with votes there are no scores.
+    scene.rewrite("scored.jsonl", |_, mut line| {
+        line["score_chosen"] = Value::from(4.5);
+        line["score_rejected"] = Value::from(0.5);
+        line.get("votes").is_none().then_some(line)
+    });
+    let sppo = "policy --model @model --data @scored.jsonl --loss sppo:win_rate=rewards";
+    refused(&scene, sppo, &["--loss sppo", "[0, 1]", "4.5"]);
+    refused(&scene, &format!("{POLICY} --standardise"), &["--standardise", "--rewards"]);
+    refused(&scene, &format!("{POLICY} --reward-scale 2"), &["--reward-scale", "--rewards"]);
+}
+
+#[test]
+fn weights_of_some_pairs() {
+    let scene = Scene::new();
+    scene.rewrite("partly.jsonl", |index, mut line| {
+        if index != 2 {
+            line["weight"] = Value::from(1.0);
+        }
+        Some(line)
+    });
+    for command in ["sft", "policy", "reward"] {
+        refused(&scene, &format!("{command} --model @model --data @partly.jsonl"), &["partly.jsonl:3", "`weight`"]);
+    }
+    let eval = "eval --model @model --reference @model";
+    refused(&scene, &format!("{eval} --data @partly.jsonl"), &["partly.jsonl:3", "`weight`"]);
+    scene.rewrite("weightless.jsonl", |_, mut line| {
+        line["weight"] = Value::from(0.0);
+        Some(line)
+    });
+    refused(&scene, "sft --model @model --data @weightless.jsonl", &["weightless.jsonl", "weight 0"]);
+}
+
+/// Killed before its last member, or before its report: it would be taken for a smaller one.
+#[test]
+fn a_family_that_is_not_finished() {
+    let scene = Scene::new();
+    let reward = "reward --model @model --data @pairs.jsonl --members 2 --max-steps 2";
+    for (held_out, out) in [("0.2", "some"), ("0", "all")] {
+        let reward = format!("{reward} --held-out {held_out} --out @{out}");
+        let policy = format!("{POLICY} --loss e-dpo --rewards @{out} --max-steps 1");
+        scene.succeeds(&reward);
+        fs::remove_file(scene.path(out).join("report.json")).expect("a finished family has one");
+        refused(&scene, &policy, &[out, "not finished", "`reward` again"]);
+        fs::remove_dir_all(scene.path(out).join("member-1")).expect("was made");
+        refused(&scene, &policy, &[out, "not finished", "`reward` again"]);
+        scene.succeeds(&reward);
+        scene.succeeds(&format!("{policy} --kl-prompts 0 --out @policy-{out}"));
     }
 }
 

@@ -95,7 +95,10 @@ impl Checks {
     }
 
     fn tests(&self) -> Result<()> {
-        process::run(&mut self.cargo(&["test", "--features", &self.library.features()]))?;
+        let features = self.library.features();
+        process::run(&mut self.cargo(&["test", "--features", &features]))?;
+        // As a program it is built by the line above and run by tests/train; cargo builds an example as one or the other.
+        process::run(&mut self.cargo(&["test", "--features", &features, "--example", "train"]))?;
         process::run(&mut self.cargo(&["test", "--package", "xtask"]))
     }
 

@@ -1,6 +1,6 @@
 //! The losses by name: what each is, and its keys with their defaults.
 
-use super::keys::{Alias, Entry, Key, Of, Refused, Sum, Takes};
+use super::keys::{Addend, Alias, Entry, Key, Of, Refused, Sum, Takes};
 
 pub const OF_MARGIN: &[Key] = &[
     Key::optional("under", Takes::Word(&["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])),
@@ -212,23 +212,26 @@ pub const ALIASES: &[Alias] = &[
 ];
 
 pub const SUMS: &[Sum] = &[
+    Sum { name: "p-dpo", first: "dpo", rest: DIVERGENCE },
+    Sum { name: "dp-dpo", first: "d-dpo", rest: DIVERGENCE },
+    Sum { name: "cpo", first: "cpo-preference", rest: &[Addend { weight: Key::number("sft", "1"), loss: "sft" }] },
     Sum {
-        name: "p-dpo",
+        name: "orpo",
+        first: "sft",
+        rest: &[Addend { weight: Key::number("odds_ratio", "0.1"), loss: "odds-ratio" }],
+    },
+    // Its weights are .8, .2 and 1: here over that of the first.
+    Sum {
+        name: "mpo",
         first: "dpo",
-        second: "forward-kl",
-        weight: Key::number("gamma", "0.001"),
-        keys: &["estimator"],
+        rest: &[
+            Addend { weight: Key::number("bco", "0.25"), loss: "bco" },
+            Addend { weight: Key::number("sft", "1.25"), loss: "sft" },
+        ],
     },
-    Sum {
-        name: "dp-dpo",
-        first: "d-dpo",
-        second: "forward-kl",
-        weight: Key::number("gamma", "0.001"),
-        keys: &["estimator"],
-    },
-    Sum { name: "cpo", first: "cpo-preference", second: "sft", weight: Key::number("sft", "1"), keys: &["average"] },
-    Sum { name: "orpo", first: "sft", second: "odds-ratio", weight: Key::number("odds_ratio", "0.1"), keys: &[] },
 ];
+
+const DIVERGENCE: &[Addend] = &[Addend { weight: Key::number("gamma", "0.001"), loss: "forward-kl" }];
 
 const EXACT: &str =
     "the exact divergence is a sum over every response to a prompt, and a language model has too many to list";
@@ -242,6 +245,26 @@ pub const REFUSED: &[Refused] = &[
     Refused { name: "sft", key: Some(("of", "gold")), why: GOLD },
     Refused { name: "tpo", key: None, why: GOLD },
     Refused { name: "tpo-l", key: None, why: GOLD },
+    Refused {
+        name: "tr-dpo",
+        key: None,
+        why: "its reference follows the policy (train::ReferenceUpdate), and here it stays as it was read",
+    },
+    Refused {
+        name: "em-dpo",
+        key: None,
+        why: "it trains a policy for each type of annotator (population::AnnotatorMixture), and here there is one",
+    },
+    Refused {
+        name: "abstention",
+        key: None,
+        why: "it is no loss but weights of pairs (rejection::Abstention): write them into the data as `weight`",
+    },
+    Refused {
+        name: "capo",
+        key: None,
+        why: "it is d-dpo of a diffusion model on calibrated rewards (diffusion), and here are language models",
+    },
 ];
 
 /// Every name that may stand in `--loss`.

@@ -111,19 +111,22 @@ pub struct Alias {
     pub keys: &'static [(&'static str, &'static str)],
 }
 
-/// `first` + weight · `second`, by one name.
+/// `first` + weight · loss + …, by one name.
 #[derive(Debug)]
 pub struct Sum {
     pub name: &'static str,
     pub first: &'static str,
-    pub second: &'static str,
-    /// What the weight of the second is called, and its default.
-    pub weight: Key,
-    /// Those keys that are the second's; others are the first's.
-    pub keys: &'static [&'static str],
+    pub rest: &'static [Addend],
 }
 
-/// What the library has and a language model does not: a name, or the value of a key.
+#[derive(Debug)]
+pub struct Addend {
+    /// What the weight is called, and its default.
+    pub weight: Key,
+    pub loss: &'static str,
+}
+
+/// What the library has and this program does not: a name, or the value of a key.
 #[derive(Debug)]
 pub struct Refused {
     pub name: &'static str,

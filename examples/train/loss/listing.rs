@@ -78,10 +78,12 @@ fn with_default(key: &Key) -> String {
 }
 
 fn sums(text: &mut String) {
-    title(text, "Sums by name, with the keys of both; other keys go to the first");
+    title(text, "Sums by name; each loss takes its own keys, the first also those of every loss of its kind");
     for sum in SUMS {
-        let weight = sum.weight.name;
-        line(text, sum.name, &format!("{} + {weight}*{}, {}", sum.first, sum.second, with_default(&sum.weight)));
+        let addends: String =
+            sum.rest.iter().map(|addend| format!(" + {}*{}", addend.weight.name, addend.loss)).collect();
+        let weights: Vec<String> = sum.rest.iter().map(|addend| with_default(&addend.weight)).collect();
+        line(text, sum.name, &format!("{}{addends}, {}", sum.first, weights.join(", ")));
     }
 }
 

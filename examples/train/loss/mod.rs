@@ -14,7 +14,7 @@ use std::{fmt, str::FromStr};
 use anyhow::{Result, anyhow, bail, ensure};
 use prefopt::{
     PreferenceLoss,
-    loss::{BcoPair, Gpo, PessimisticDistillation, UnpairedLoss},
+    loss::{BcoPair, Gpo, PessimisticDistillation, UnpairedLoss, WinRate},
 };
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -170,6 +170,16 @@ impl LossSpec {
         self.terms.iter().find_map(|term| term.named.moving())
     }
 
+    /// Whether it couples the sorted pairs of a step, and so takes neither weights of pairs nor parts of a step.
+    pub fn ranks(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term.named, Named::Aot(_) | Named::AotUnpaired(_)))
+    }
+
+    /// Whether it takes scores for win rates.
+    pub fn reads_win_rates(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term.named, Named::Sppo { win_rate: WinRate::Rewards, .. }))
+    }
+
     /// The objective; what moves starts at member 0, at shift 0.
     pub fn objective(&self) -> Result<Objective> {
         match self.terms.as_slice() {
@@ -230,11 +240,15 @@ impl LossSpec {
             moving <= 1,
             "at most one of minimum=dataset and shift=running can follow the run, and there are {moving}"
         );
-        let divides = self.terms.iter().find(|term| term.needs_sums());
-        match divides.filter(|_| self.transform == Transform::PerToken) {
+        let transform = match self.transform {
+            Transform::None | Transform::ReferenceFree => return Ok(()),
+            Transform::PerToken => "per_token",
+            Transform::LengthDesensitised(_) => "length_desensitised",
+        };
+        match self.terms.iter().find(|term| term.needs_sums()) {
             None => Ok(()),
             Some(term) => {
-                bail!("{} divides by the responses' lengths: leave `transform=per_token` out", term.name())
+                bail!("{} divides by the responses' lengths: leave `transform={transform}` out", term.name())
             }
         }
     }

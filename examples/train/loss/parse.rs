@@ -9,7 +9,7 @@ use super::{
     LossSpec, Term, Transform,
     around::Around,
     catalogue::{ALIASES, LOSSES, OF_MARGIN, REFUSED, SUMS, entry, names},
-    keys::{Entry, Of, Sum},
+    keys::{Addend, Entry, Of, Sum},
     named::Named,
 };
 use crate::nearest::nearest;
@@ -119,7 +119,7 @@ fn term(text: &str, first: bool) -> Result<Written> {
 fn expanded(mut written: Written) -> Result<Vec<Written>> {
     refuse(&written)?;
     if let Some(sum) = SUMS.iter().find(|sum| sum.name == written.name) {
-        return both(sum, written);
+        return summed(sum, written);
     }
     if let Some(alias) = ALIASES.iter().find(|alias| alias.name == written.name) {
         written.name = alias.loss.to_owned();
@@ -144,27 +144,33 @@ fn refuse(written: &Written) -> Result<()> {
     Ok(())
 }
 
-fn both(sum: &Sum, written: Written) -> Result<Vec<Written>> {
+/// Each loss with its own keys, the first also with those of every loss of its kind.
+fn summed(sum: &Sum, written: Written) -> Result<Vec<Written>> {
     let first = entry(sum.first).with_context(|| unknown(sum.first))?;
-    let (mut weight, mut of_first, mut of_second) = (None, Vec::new(), Vec::new());
-    for (key, value) in written.keys {
-        if key == sum.weight.name {
-            weight = Some(value);
-        } else if sum.keys.contains(&key.as_str()) {
-            of_second.push((key, value));
-        } else if first.all_keys().any(|known| known.name == key) {
-            of_first.push((key, value));
-        } else {
-            let own = [sum.weight.name].into_iter().chain(sum.keys.iter().copied());
-            bail!(no_key(&key, sum.name, own.chain(first.all_keys().map(|known| known.name))));
+    let mut losses = vec![(sum.first, 1.0, first.all_keys().map(|key| key.name).collect::<Vec<_>>())];
+    for &Addend { weight, loss } in sum.rest {
+        let given = written.keys.iter().find(|(key, _)| key == weight.name).map(|(_, text)| text.as_str());
+        let text = given.or(weight.default).unwrap_or_default();
+        let number = weight.read(sum.name, text)?.as_f64().unwrap_or_default();
+        ensure!(number >= 0.0, "{} of {} must be at least 0, got `{text}`", weight.name, sum.name);
+        let own = entry(loss).with_context(|| unknown(loss))?.keys;
+        losses.push((loss, number, own.iter().map(|key| key.name).collect()));
+    }
+    let mut known: Vec<&str> = sum.rest.iter().map(|addend| addend.weight.name).collect();
+    for key in losses.iter().flat_map(|(_, _, keys)| keys.iter().copied()) {
+        if !known.contains(&key) {
+            known.push(key);
         }
     }
-    let text = weight.as_deref().or(sum.weight.default).unwrap_or_default();
-    let weight = sum.weight.read(sum.name, text)?.as_f64().unwrap_or_default();
-    Ok(vec![
-        Written { weight: written.weight, name: sum.first.to_owned(), keys: of_first },
-        Written { weight: written.weight * weight, name: sum.second.to_owned(), keys: of_second },
-    ])
+    if let Some((key, _)) = written.keys.iter().find(|(key, _)| !known.contains(&key.as_str())) {
+        bail!(no_key(key, sum.name, known.into_iter()));
+    }
+    let term = |(loss, weight, takes): (&str, f64, Vec<&str>)| Written {
+        weight: written.weight * weight,
+        name: loss.to_owned(),
+        keys: written.keys.iter().filter(|(key, _)| takes.contains(&key.as_str())).cloned().collect(),
+    };
+    Ok(losses.into_iter().map(term).collect())
 }
 
 fn given(entry: &Entry, written: &Written) -> Result<Given> {

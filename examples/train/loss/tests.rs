@@ -94,6 +94,10 @@ fn the_text_is_canonical() {
         ("simpo:beta=4,ratio=0.25", "simpo:beta=4,margin=1,flip_rate=0"),
         ("simpo:margin=0.3", "simpo:beta=2,margin=0.3,flip_rate=0"),
         ("orpo", "sft:average=batch + 0.1*odds-ratio"),
+        (
+            "mpo:beta=0.2,bco=0.5,average=response",
+            "dpo:beta=0.2,flip_rate=0 + 0.5*bco:beta=0.2,shift=0 + 1.25*sft:average=response",
+        ),
         ("cpo:sft=0.5,beta=0.2", "cpo-preference:beta=0.2,flip_rate=0 + 0.5*sft:average=batch"),
         (
             "dpo+0.5*p-dpo:gamma=1e-2",
@@ -159,6 +163,15 @@ fn refusals_say_what_is_wrong() {
             "orpo:beta=1",
             "orpo has no key `beta`: it has odds_ratio, average, weighted, temperature, wpo, transform, tail_weight",
         ),
+        (
+            "cpo:estimator=own_responses",
+            "cpo has no key `estimator`: it has sft, beta, flip_rate, weighted, temperature, wpo, transform, \
+             tail_weight, average",
+        ),
+        ("p-dpo:gamma=-1", "gamma of p-dpo must be at least 0, got `-1`"),
+        ("orpo:odds_ratio=-0.1", "odds_ratio of orpo must be at least 0, got `-0.1`"),
+        ("mpo:sft=-1", "sft of mpo must be at least 0, got `-1`"),
+        ("dpo + 1*cpo:sft=x", "sft of cpo must be a finite number, got `x`"),
         ("dpo:beta=-1", "dpo: beta must be positive and finite, got -1"),
         ("dpo:beta=nan", "beta of dpo must be a finite number, got `nan`"),
         ("dpo:beta", "beta of dpo must be a finite number, got `true`"),
@@ -208,16 +221,26 @@ fn refusals_say_what_is_wrong() {
             "dpo:per_token=true,transform=per_token",
             "dpo divides by the responses' lengths: leave `transform=per_token` out",
         ),
+        (
+            "simpo:transform=length_desensitised",
+            "simpo divides by the responses' lengths: leave `transform=length_desensitised` out",
+        ),
+        (
+            "orpo:transform=length_desensitised",
+            "sft divides by the responses' lengths: leave `transform=length_desensitised` out",
+        ),
+        ("ld-dpo:per_token=true", "dpo divides by the responses' lengths: leave `transform=length_desensitised` out"),
         ("drdo:transform=per_token", "drdo divides by the responses' lengths: leave `transform=per_token` out"),
     ] {
         assert_eq!(refusal(text), expected, "{text}");
     }
     spec("drdo:likelihood=sum,transform=per_token");
     spec("sft:average=none,transform=per_token");
+    spec("ld-dpo + 0.1*sft:average=none");
 }
 
 #[test]
-fn what_a_language_model_cannot_have_is_refused() {
+fn what_the_library_has_and_this_program_has_not_is_refused() {
     for refused in REFUSED {
         let text =
             refused.key.map_or(refused.name.to_owned(), |(key, value)| format!("{}:{key}={value}", refused.name));
@@ -229,10 +252,12 @@ fn what_a_language_model_cannot_have_is_refused() {
 #[test]
 fn a_spec_is_the_library_s_loss() -> Checked<()> {
     let weighted = UncertaintyWeighted::new(Dpo::new(0.2)?, 2.0)?;
-    let losses: [(&str, Box<dyn PreferenceLoss>); 7] = [
+    let mpo = Dpo::new(0.1)?.plus(0.25, BcoPair::new(0.1)?).plus(1.25, Sft::new());
+    let losses: [(&str, Box<dyn PreferenceLoss>); 8] = [
         ("dpo:beta=0.2 + 0.5*forward-kl", Box::new(Dpo::new(0.2)?.plus(0.5, ForwardKl::OwnResponses))),
         ("simpo", Box::new(SimPo::with_ratio(2.0, 0.5)?)),
         ("orpo", Box::new(Sft::new().plus(0.1, OddsRatio))),
+        ("mpo", Box::new(mpo)),
         ("dpo:under=js_divergence,per_token", Box::new(Dpo::new(0.1)?.under(FDivergence::JensenShannon).per_token())),
         ("dpo:beta=0.2,weighted=uncertainty,temperature=2", Box::new(weighted)),
         ("p-dpo:beta=0.2,gamma=0.5", Box::new(Dpo::new(0.2)?.plus(0.5, ForwardKl::OwnResponses))),

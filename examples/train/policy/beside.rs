@@ -1,11 +1,11 @@
 //! What stands beside the policy's log-probabilities, for all pairs at once and on the policy's device.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use prefopt::{
     RewardScores,
-    data::{Cache, CacheKey, CacheKind, Column, DataError, Digest, PairDataset},
+    data::{Cache, Column, DataError, Digest, PairDataset},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -15,10 +15,9 @@ use super::{
     samples::{Draw, ReferenceSamples},
 };
 use crate::{
-    columns::{self, BATCH_TOKENS, Teachers},
+    columns::{self, BATCH_TOKENS, Kept, Teachers},
     flags::PolicyFlags,
     loss::{Needs, Rewards, Transform},
-    models, score,
 };
 
 /// Each of all pairs, in the order of their numbers.
@@ -40,20 +39,22 @@ pub struct Source<'a> {
     pub needs: Needs,
     pub place: (Device, Kind),
     pub pairs: &'a Numbered<'a>,
+    /// Folders of the reward models.
+    pub members: &'a [PathBuf],
     /// Of the caches.
     pub folder: &'a Path,
 }
 
 impl Source<'_> {
     pub fn columns(&self, frozen: &mut Frozen, draw: &Draw) -> Result<Beside> {
-        let (needs, parts) = (self.needs, self.pairs.parts());
+        let (needs, parts, members) = (self.needs, self.pairs.parts(), self.members);
         // What is refused comes before what takes long.
-        let weights = self.weights()?;
         let given = self.given_rewards()?;
-        let members = models::family(&self.flags.teachers.rewards)?;
-        for folder in &members {
-            score::same_tokens(&self.flags.model.model, folder)?;
-        }
+        ensure!(
+            given.is_some() || !members.is_empty() || !columns::are_scaled(&self.flags.teachers),
+            "--standardise and --reward-scale change scores, and --loss {} reads none: give reward models with --rewards, or leave them out",
+            self.flags.loss
+        );
         // A transform that takes the reference away leaves it to samples alone.
         let against = needs.reference && self.flags.loss.transform() != Transform::ReferenceFree;
         let digest = if against || needs.reference_samples { Some(frozen.digest()?) } else { None };
@@ -67,7 +68,7 @@ impl Source<'_> {
                 None
             } else {
                 let file = columns::file(self.folder, "scores", part);
-                Some(columns::score_cache(&file, &members, pairs, self.place, BATCH_TOKENS)?)
+                Some(columns::score_cache(&file, members, pairs, self.place, BATCH_TOKENS)?)
             };
             teachers.push(Teachers { reference, scores });
         }
@@ -75,14 +76,14 @@ impl Source<'_> {
         let scores = caches(|teachers| teachers.scores.as_ref());
         let rewards = if scores.is_empty() { given } else { Some(columns::rewards(&scores, &self.flags.teachers)?) };
         let samples = match digest.filter(|_| needs.reference_samples) {
-            Some(digest) => Some(ReferenceSamples::of(self.pairs, frozen, digest, self.folder, draw, self.place.0)?),
+            Some(digest) => Some(ReferenceSamples::of(self.pairs, frozen, digest, self.folder, draw, self.place)?),
             None => None,
         };
         Ok(Beside {
             reference: self.against(&caches(|teachers| teachers.reference.as_ref()))?,
             rewards: rewards.map(|rewards| self.as_the_loss_wants(rewards)).transpose()?,
-            labels: self.vector(&parts.iter().flat_map(|(_, pairs)| pairs.labels()).copied().collect::<Vec<_>>()),
-            weights: weights.map(|weights| self.vector(&weights)),
+            labels: self.vector(&self.pairs.labels()),
+            weights: self.pairs.weights().map(|weights| self.vector(&weights)),
             samples,
         })
     }
@@ -92,20 +93,11 @@ impl Source<'_> {
     }
 
     fn reference(&self, frozen: &mut Frozen, model: Digest, part: &str, pairs: &PairDataset) -> Result<Cache> {
-        let data = pairs.digest();
-        match self.needs.tail_weight {
-            Some(_) => {
-                let kind = CacheKind::Other("reference log-probabilities, whole and of the shared length");
-                let (file, key) =
-                    (columns::file(self.folder, "reference-shared", part), CacheKey { kind, data, model });
-                columns::kept(&file, &key, || columns::shared_logps(frozen.model()?, pairs, BATCH_TOKENS))
-            }
-            None => {
-                let kind = CacheKind::ReferenceLogps;
-                let (file, key) = (columns::file(self.folder, "reference", part), CacheKey { kind, data, model });
-                columns::kept(&file, &key, || columns::logps(frozen.model()?, pairs, BATCH_TOKENS))
-            }
-        }
+        let shared = self.needs.tail_weight.is_some();
+        let (what, kept) = if shared { ("reference-shared", Kept::Shared) } else { ("reference", Kept::Reference) };
+        let pass = if shared { columns::shared_logps } else { columns::logps };
+        let (file, key) = (columns::file(self.folder, what, part), kept.key(self.place.1, pairs, model));
+        columns::kept(&file, &key, || pass(frozen.model()?, pairs, BATCH_TOKENS))
     }
 
     /// The reference's log-probabilities as the loss sums them.
@@ -149,6 +141,18 @@ impl Source<'_> {
         Ok(Some(columns::scaled(scores, &self.flags.teachers)?))
     }
 
+    /// Refuses scores that are no win rates to a loss that takes them for such.
+    fn fit(&self, rewards: &RewardScores) -> Result<()> {
+        let all = Tensor::f_cat(&[rewards.chosen(), rewards.rejected()], 1)?;
+        let (least, greatest) = (all.f_min()?.f_double_value(&[])?, all.f_max()?.f_double_value(&[])?);
+        ensure!(
+            !self.flags.loss.reads_win_rates() || least >= 0.0 && greatest <= 1.0,
+            "--loss {} takes scores for win rates, in [0, 1], and these go from {least} to {greatest}: give --rewards whose scores are win rates, or win_rate=hard or soft_labels",
+            self.flags.loss
+        );
+        Ok(())
+    }
+
     /// One member, the mean of all, where the loss takes one reward model.
     fn as_the_loss_wants(&self, rewards: RewardScores) -> Result<RewardScores> {
         let members = rewards.members();
@@ -158,31 +162,8 @@ impl Source<'_> {
         } else {
             rewards
         };
+        self.fit(&rewards)?;
         let placed = |scores: &Tensor| scores.to_kind(Kind::Float).to_device(self.place.0);
         Ok(RewardScores::new(placed(rewards.chosen()), placed(rewards.rejected()))?)
-    }
-
-    /// The pairs' weights, where the data have them.
-    fn weights(&self) -> Result<Option<Vec<f64>>> {
-        let (mut numbers, mut some, mut lacking) = (Vec::with_capacity(self.pairs.len()), false, None);
-        for (part, pairs) in self.pairs.parts() {
-            match pairs.column(Column::Weight) {
-                Ok(own) => {
-                    numbers.extend_from_slice(own);
-                    some = true;
-                }
-                Err(DataError::MissingColumn { pair, .. }) => {
-                    // It is the first without one.
-                    some |= pair > 0;
-                    lacking = lacking.or(Some((part, pair)));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        match lacking {
-            None => Ok(Some(numbers)),
-            Some(_) if !some => Ok(None),
-            Some((part, pair)) => bail!("some pairs have a `weight`, but pair {pair} of the {part} pairs has none"),
-        }
     }
 }

@@ -44,6 +44,8 @@ pub struct Setting<'a> {
     pub pairs: Numbered<'a>,
     pub draw: Draw,
     pub live: Option<Live>,
+    /// Whether the policy starts as its reference.
+    pub from_reference: bool,
     /// Taken so far, by which samples are seeded.
     pub steps: Cell<u64>,
 }

@@ -21,14 +21,11 @@ pub enum Memory {
     Mean(Rc<RefCell<RunningMean>>),
 }
 
-type Boxed = Box<dyn PreferenceLoss>;
+type Trains<F> = PolicyTrainer<Vec<usize>, Box<dyn PreferenceLoss>, F>;
 
 impl Memory {
     /// The trainer with the hook that moves what the loss has moving, and what the hook remembers.
-    pub fn of<F>(
-        trainer: PolicyTrainer<Vec<usize>, Boxed, F>,
-        spec: &LossSpec,
-    ) -> Result<(PolicyTrainer<Vec<usize>, Boxed, F>, Self)>
+    pub fn of<F>(trainer: Trains<F>, spec: &LossSpec) -> Result<(Trains<F>, Self)>
     where
         F: Fn(&Vec<usize>) -> prefopt::Result<PreferenceBatch>,
     {
@@ -71,6 +68,19 @@ impl Memory {
             },
             Self::Mean(memory) => checkpoint.with_value(MEAN, &*memory.borrow())?,
         })
+    }
+
+    /// The loss as it was after the last step; `None` where it is that of the start.
+    pub fn loss(&self, spec: &LossSpec) -> Result<Option<Box<dyn PreferenceLoss>>> {
+        match (self, spec.moving()) {
+            (Self::Minimum(memory), _) if memory.borrow().sums().is_some() => {
+                spec.with_member(memory.borrow().member()?).map(Some)
+            }
+            (Self::Mean(memory), Some(Moving::RewardShift)) => {
+                memory.borrow().mean().map(|shift| spec.with_shift(shift)).transpose()
+            }
+            _ => Ok(None),
+        }
     }
 
     pub fn resumed(&self, checkpoint: &Checkpoint, device: Device) -> Result<()> {

@@ -14,26 +14,27 @@ mod unpaired;
 
 use std::{
     cell::{Cell, RefCell},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     rc::Rc,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use prefopt::{
     PreferenceLoss,
-    diagnostics::Metrics,
+    diagnostics::{AlarmKind, Metrics, Thresholds},
     lm::ModelConfig,
     loss::{Gpo, UnpairedLoss},
-    train::{Descent, PolicyTrainer, RunningMean, StepReport, Trainer},
+    train::{Checkpoint, Descent, PolicyTrainer, RunningMean, StepReport, Trainer},
 };
+use serde_json::Value;
 use tch::{Device, Kind};
 
 use crate::{
     flags::PolicyFlags,
     loss::{Needs, Objective, Transform},
     models, pairs,
-    run::{Done, Job},
+    run::{Done, Job, settings},
     score, sft,
     trainers::{FromLoss, Steps},
 };
@@ -63,29 +64,39 @@ enum Task {
 
 pub fn run(flags: &PolicyFlags) -> Result<ExitCode> {
     let (objective, needs) = (flags.loss.objective()?, flags.loss.needs());
+    ensure!(
+        !flags.loss.ranks() || flags.run.accumulate.get() == 1,
+        "--loss {} couples all pairs of a step by their ranks, and takes them in one part: leave --accumulate out",
+        flags.loss
+    );
     let (model, out) = (flags.model.model.as_path(), flags.run.out.as_path());
     let config = ModelConfig::read(model)?;
-    if let Some(reference) = &flags.reference {
-        score::same_tokens(model, reference)?;
-    }
-    let split = pairs::read(&flags.data, model, &config)?;
+    let members = models::family(&flags.teachers.rewards)?;
+    members.iter().chain(&flags.reference).try_for_each(|other| score::same_tokens(model, other))?;
+    let split = pairs::read(&flags.data, flags.data.share(), model, &config)?;
+    pairs::fit(&split.train, &flags.loss)?;
     let total = Job::total_steps(&flags.run, &split.train)?;
-    let settings = sft::settings(flags, &flags.model, &split.train, split.held_out.as_ref())?;
+    let place = models::place(&flags.model, Some(out))?;
+    let mut settings = settings::of(NAME, flags, &flags.model, &split)?;
+    let [reference, rewards] = teachers(flags, &members)?;
+    let from_reference = reference.as_ref().is_none_or(|reference| settings["digest_of_model"] == *reference);
+    settings["digest_of_reference"] = Value::from(reference);
+    settings["digest_of_rewards"] = Value::from(rewards);
     let made = out.join("model");
     if sft::is_finished(out, &made, &settings) {
         eprintln!("{NAME}: the run in {} is finished, {total} steps", out.display());
         return Ok(ExitCode::SUCCESS);
     }
+    settings::compare(out, &settings, flags.run.schedule)?;
 
-    let place = models::place(&flags.model)?;
     let (numbered, draw) = (Numbered::new(&split), Draw::new(flags, &config)?);
     let folder = flags.teachers.cache.clone().unwrap_or_else(|| out.join("cache"));
-    let source = Source { flags, needs, place, pairs: &numbered, folder: &folder };
+    let source = Source { flags, needs, place, pairs: &numbered, members: &members, folder: &folder };
     let mut frozen = Frozen::new(flags, place);
     let task = match objective {
         Objective::Paired(loss) => Task::Paired(loss, source.columns(&mut frozen, &draw)?),
         Objective::Unpaired(loss) => Task::Unpaired(loss, source.columns(&mut frozen, &draw)?),
-        Objective::SelfPlay(loss) => Task::SelfPlay(loss, Judges::load(flags, place)?),
+        Objective::SelfPlay(loss) => Task::SelfPlay(loss, Judges::load(flags, &members, place)?),
     };
     let sampled = needs.reference && needs.policy_samples;
     let live = frozen.live(sampled.then_some("its log-probabilities of what the policy samples"))?;
@@ -102,8 +113,9 @@ pub fn run(flags: &PolicyFlags) -> Result<ExitCode> {
         pairs: &split.train,
         held_out: split.held_out.as_ref(),
         model: policy.parameters(),
+        thresholds: thresholds(from_reference, place.1)?,
     };
-    let setting = Setting { flags, policy, pairs: numbered, draw, live, steps: Cell::new(0) };
+    let setting = Setting { flags, policy, pairs: numbered, draw, live, from_reference, steps: Cell::new(0) };
     tell(flags, needs, &task);
     let done = train(&job, &setting, task, descent, place)?;
     if done.interrupted {
@@ -113,6 +125,30 @@ pub fn run(flags: &PolicyFlags) -> Result<ExitCode> {
     sft::finish(out, NAME, &job.settings, &done)?;
     println!("{} steps, {:.0} s; model, report and picture are in {}", done.steps, done.seconds, out.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Digests of the folders of the reference and of the reward models, where there are some.
+fn teachers(flags: &PolicyFlags, members: &[PathBuf]) -> Result<[Option<String>; 2]> {
+    let digest = |folders: &[&Path]| -> Result<Option<String>> {
+        if folders.is_empty() { Ok(None) } else { Ok(Some(models::digest_of(folders)?.to_string())) }
+    };
+    let [reference, members] = [flags.reference.as_slice(), members].map(|folders| {
+        let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+        digest(&folders)
+    });
+    Ok([reference?, members?])
+}
+
+/// A policy that starts elsewhere differs from its reference from the first step on.
+fn thresholds(from_reference: bool, weights: Kind) -> Result<Thresholds> {
+    const MISMATCH: AlarmKind = AlarmKind::ReferenceMismatch;
+    let thresholds = Thresholds::default();
+    Ok(match (from_reference, weights) {
+        (false, _) => thresholds.without(MISMATCH),
+        // What bf16 loses between two ways to the same log-probability.
+        (true, Kind::BFloat16) => thresholds.with(MISMATCH, 0.01, 1)?,
+        (true, _) => thresholds,
+    })
 }
 
 fn has_adapter(flags: &PolicyFlags) -> bool {
@@ -148,19 +184,25 @@ fn train(job: &Job, setting: &Setting, task: Task, descent: Descent, place: (Dev
             let forward = Forward { setting, beside: &beside, needs, transform };
             let trainer = PolicyTrainer::new(loss, |indices: &Vec<usize>| forward.batch(indices), descent, beta)?;
             let (trainer, memory) = Memory::of(trainer, spec)?;
-            drive(job, trainer, setting, &memory, place)
+            drive(job, trainer, setting, &memory, place, |trainer, checkpoint| {
+                memory.resumed(checkpoint, setting.device())?;
+                if let Some(loss) = memory.loss(spec)? {
+                    *trainer.loss_mut() = loss;
+                }
+                Ok(())
+            })
         }
         Task::Unpaired(loss, beside) => {
             let forward = Forward { setting, beside: &beside, needs, transform };
             let (baseline, memory) = baseline(setting, needs)?;
             let unpaired = Unpaired { forward, loss, baseline, beta };
             let trainer = FromLoss::new(descent, |indices: &[usize]| unpaired.measured(indices));
-            drive(job, trainer, setting, &memory, place)
+            drive(job, trainer, setting, &memory, place, |_, checkpoint| memory.resumed(checkpoint, setting.device()))
         }
         Task::SelfPlay(loss, judges) => {
             let game = SelfPlay { setting, loss, judges };
             let trainer = FromLoss::new(descent, |indices: &[usize]| game.measured(indices));
-            drive(job, trainer, setting, &Memory::Nothing, place)
+            drive(job, trainer, setting, &Memory::Nothing, place, |_, _| Ok(()))
         }
     }
 }
@@ -182,12 +224,19 @@ fn baseline<'a>(setting: &'a Setting, needs: Needs) -> Result<(Baseline<'a>, Mem
     Ok((Baseline::Running(Rc::clone(&mean)), Memory::Mean(mean)))
 }
 
-fn drive<T: Steps>(job: &Job, trainer: T, setting: &Setting, memory: &Memory, place: (Device, Kind)) -> Result<Done> {
+fn drive<T: Steps>(
+    job: &Job,
+    trainer: T,
+    setting: &Setting,
+    memory: &Memory,
+    place: (Device, Kind),
+    resumed: impl Fn(&mut T, &Checkpoint) -> Result<()>,
+) -> Result<Done> {
     let prompts = measure::prompts(setting.pairs.judged(), setting.flags.kl_prompts);
     job.run(
         &mut Counted { trainer, steps: &setting.steps },
-        |_| measure::divergence(setting, &prompts, place),
-        |checkpoint| memory.resumed(checkpoint, setting.device()),
+        |step| measure::divergence(setting, step, &prompts, place),
+        |counted, checkpoint| resumed(&mut counted.trainer, checkpoint),
         |checkpoint| memory.saving(checkpoint),
     )
 }
@@ -207,9 +256,9 @@ impl<T: Steps> Trainer for Counted<'_, T> {
         self.trainer.step_over(parts)
     }
 
-    fn evaluate(&self, batch: &Vec<usize>) -> prefopt::Result<Metrics> {
+    fn evaluate_over(&self, parts: &[Vec<usize>]) -> prefopt::Result<Metrics> {
         self.steps.set(self.trainer.descent().steps());
-        self.trainer.evaluate(batch)
+        self.trainer.evaluate_over(parts)
     }
 }
 
@@ -234,4 +283,21 @@ fn export(setting: &Setting, to: &Path) -> Result<()> {
         student.save(to)?;
     }
     models::copy_tokenizer(&flags.model.model, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mismatch_with_the_reference_is_none_elsewhere() -> Result<()> {
+        let limit = |from_reference, kind| -> Result<Option<f64>> {
+            Ok(thresholds(from_reference, kind)?.get(AlarmKind::ReferenceMismatch).map(|limit| limit.threshold()))
+        };
+        assert_eq!(limit(true, Kind::Float)?, Some(1e-3));
+        // Also where only an adapter in f32 is trained.
+        assert_eq!(limit(true, Kind::BFloat16)?, Some(1e-2));
+        assert_eq!(limit(false, Kind::Float)?, None);
+        Ok(())
+    }
 }

@@ -2,7 +2,7 @@
 
 use prefopt::{
     Result,
-    data::{DataError, Pair, PairDataset},
+    data::{Column, DataError, Pair, PairDataset},
     packed::PackedRow,
 };
 use tch::Device;
@@ -41,6 +41,17 @@ impl<'a> Numbered<'a> {
             Some(behind) => self.held_out.and_then(|pairs| pairs.pair(behind)),
         };
         Ok(pair.ok_or(DataError::NoPair { pair: index, pairs: self.len() })?)
+    }
+
+    /// Probability that the chosen response is the better one, `[pairs]`.
+    pub fn labels(&self) -> Vec<f64> {
+        self.parts().iter().flat_map(|(_, pairs)| pairs.labels()).copied().collect()
+    }
+
+    /// What each pair counts for, `[pairs]`, where the data say it: of all pairs then, see [`crate::pairs::read`].
+    pub fn weights(&self) -> Option<Vec<f64>> {
+        let parts = self.parts().into_iter().map(|(_, pairs)| pairs.column(Column::Weight).ok());
+        parts.collect::<Option<Vec<_>>>().map(|parts| parts.concat())
     }
 
     pub fn prompts(&self, indices: &[usize]) -> Result<Vec<Vec<i64>>> {

@@ -56,14 +56,18 @@ pub fn read(flags: &PolicyFlags, place: (Device, Kind)) -> Result<CausalLm> {
     }
 }
 
-/// Whether the policy without its adapter is the reference: it was made here, and nobody asked for another one.
+/// Whether the policy without its adapter is the reference: the adapter was made here, or the reference is what it was
+/// made for.
 fn is_policy_without_adapter(flags: &PolicyFlags) -> bool {
     let same = |a: &Path, b: &Path| match (fs::canonicalize(a), fs::canonicalize(b)) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
     };
-    let own = flags.reference.as_deref().is_none_or(|folder| same(folder, &flags.model.model));
-    flags.lora.lora.is_some() && own
+    let is_new = flags.lora.lora.is_some();
+    match &flags.reference {
+        None => is_new,
+        Some(folder) => (is_new || flags.model.adapter.is_some()) && same(folder, &flags.model.model),
+    }
 }
 
 /// A reference that can be asked while the policy is trained.

@@ -4,7 +4,7 @@ use std::{iter, num::NonZeroUsize, path::Path};
 
 use anyhow::{Result, bail};
 use prefopt::{
-    data::{Cache, CacheKey, CacheKind, Digest, PairDataset, Values},
+    data::{Cache, Digest, PairDataset, Values},
     lm::{CausalLm, ModelConfig, Reader, Sampler},
     logps::response_logps_of,
     ndarray::Array2,
@@ -17,7 +17,7 @@ use super::{
     reference::Frozen,
 };
 use crate::{
-    columns::{self, BATCH_TOKENS},
+    columns::{self, BATCH_TOKENS, Kept},
     flags::PolicyFlags,
     models,
     support::progress,
@@ -65,18 +65,26 @@ impl Draw {
     }
 
     /// Continuations of each prompt, one prompt's after the other's. Where the context ends before `--sample-length`,
-    /// they end with it.
+    /// they end with it, and those of no other prompt do.
     pub fn draw<'a>(
         &self,
         model: impl Into<Reader<'a>>,
         prompts: &[Vec<i64>],
         rng: &mut StdRng,
     ) -> prefopt::Result<Vec<Vec<i64>>> {
-        let taken = prompts.iter().map(Vec::len).max().unwrap_or_default();
-        let room = NonZeroUsize::new(self.context.saturating_sub(taken)).unwrap_or(NonZeroUsize::MIN);
-        let sampler = Sampler::new(self.longest.min(room)).with_stop(self.ends.iter().copied());
-        let repeated = prompts.iter().flat_map(|prompt| iter::repeat_n(prompt.as_slice(), self.each));
-        sampler.sample(model, &repeated.collect::<Vec<_>>(), rng)
+        let room = |prompt: &Vec<i64>| {
+            let room = NonZeroUsize::new(self.context.saturating_sub(prompt.len())).unwrap_or(NonZeroUsize::MIN);
+            self.longest.min(room)
+        };
+        let reader: Reader<'a> = model.into();
+        let mut drawn = Vec::with_capacity(prompts.len() * self.each);
+        // Those of equal room together, and in order, as they take their random numbers.
+        for prompts in prompts.chunk_by(|one, next| room(one) == room(next)) {
+            let sampler = Sampler::new(room(&prompts[0])).with_stop(self.ends.iter().copied());
+            let repeated = prompts.iter().flat_map(|prompt| iter::repeat_n(prompt.as_slice(), self.each));
+            drawn.extend(sampler.sample(reader, &repeated.collect::<Vec<_>>(), rng)?);
+        }
+        Ok(drawn)
     }
 
     /// Tokens that a prompt and its continuations may take.
@@ -102,14 +110,13 @@ impl ReferenceSamples {
         digest: Digest,
         folder: &Path,
         draw: &Draw,
-        device: Device,
+        (device, weights): (Device, Kind),
     ) -> Result<Self> {
         // What the numbers depend on besides the reference and the pairs.
         let what = format!("samples-{}x{}-seed-{}", draw.each, draw.longest, draw.seed);
         let (mut tokens, mut logps) = (Vec::new(), Vec::new());
         for (place, (part, pairs)) in pairs.parts().into_iter().enumerate() {
-            let kind = CacheKind::Other("samples of the reference");
-            let key = CacheKey { kind, data: pairs.digest(), model: digest };
+            let key = Kept::Samples.key(weights, pairs, digest);
             let file = columns::file(folder, &what, part);
             let cache = columns::kept(&file, &key, || drawn(frozen.model()?, pairs, draw, place))?;
             tokens.extend(sequences(&cache, draw)?);

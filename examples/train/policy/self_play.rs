@@ -15,7 +15,7 @@ use prefopt::{
 use tch::{Device, Kind, Tensor};
 
 use super::{forward::Setting, numbered, samples::Purpose};
-use crate::{columns, flags::PolicyFlags, models, score, trainers::Measured};
+use crate::{columns, flags::PolicyFlags, trainers::Measured};
 
 pub struct SelfPlay<'a> {
     pub setting: &'a Setting<'a>,
@@ -30,10 +30,10 @@ pub struct Judges {
 }
 
 impl Judges {
-    pub fn load(flags: &PolicyFlags, place: (Device, Kind)) -> Result<Self> {
+    pub fn load(flags: &PolicyFlags, members: &[PathBuf], place: (Device, Kind)) -> Result<Self> {
         let (teachers, loss) = (&flags.teachers, &flags.loss);
         ensure!(
-            !teachers.rewards.is_empty(),
+            !members.is_empty(),
             "--loss {loss} scores samples of the policy, which no data bring: give reward models with --rewards"
         );
         ensure!(
@@ -45,11 +45,10 @@ impl Judges {
             flags.samples.get() > 1,
             "--loss {loss} compares the samples of a prompt with each other: give --samples 2 or more"
         );
-        let load = |folder: PathBuf| {
-            score::same_tokens(&flags.model.model, &folder)?;
-            RewardModel::load(&folder, place.0, place.1).with_context(|| folder.display().to_string())
+        let load = |folder: &PathBuf| {
+            RewardModel::load(folder, place.0, place.1).with_context(|| folder.display().to_string())
         };
-        let models = models::family(&teachers.rewards)?.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+        let models = members.iter().map(load).collect::<Result<Vec<_>>>()?;
         let members: i64 = models.iter().map(RewardModel::members).sum();
         if members > 1 {
             eprintln!("--loss {loss} reads one reward model: the mean of the {members} is taken");

@@ -20,7 +20,8 @@ use crate::trainers::Measured;
 pub enum Baseline<'a> {
     /// The loss reads none.
     None,
-    /// Each response with the next pair's prompt, as TRL has it: z is the mean of their log-ratios.
+    /// Each response with the next pair's prompt, as TRL has it, or the next other one: z is the mean of their
+    /// log-ratios.
     Mismatched(&'a Live),
     /// Without a reference at hand: a running mean of the pairs' own log-ratios.
     Running(Rc<RefCell<RunningMean>>),
@@ -54,23 +55,34 @@ impl Unpaired<'_> {
         batch.with_mismatched(&response_logps_of(model, &row)?.sums, &live.logps(model, &row)?)
     }
 
-    /// Both responses of each pair behind the prompt of the next one of the batch, of the data set where the batch
-    /// has no other. What the context has no room for is cut.
+    /// Both responses of each pair behind another prompt. What the context has no room for is cut.
     fn mismatched(&self, indices: &[usize]) -> Result<PackedRow> {
         let setting = self.forward.setting;
         let context = usize::try_from(setting.policy.model.config().context()).unwrap_or(usize::MAX);
         let (mut prompts, mut responses) = (Vec::with_capacity(indices.len()), Vec::with_capacity(2 * indices.len()));
         for (place, &index) in indices.iter().enumerate() {
-            let next = match indices {
-                [_] => (index + 1) % setting.pairs.len(),
-                _ => indices[(place + 1) % indices.len()],
-            };
-            let (prompt, pair) = (wide(setting.pairs.pair(next)?.prompt), setting.pairs.pair(index)?);
+            let (prompt, pair) = (wide(self.other_prompt(indices, place)?), setting.pairs.pair(index)?);
             let room = context.saturating_sub(prompt.len());
             responses.extend([pair.chosen, pair.rejected].map(|own| wide(&own[..own.len().min(room)])));
             prompts.push(prompt);
         }
         numbered::row(&prompts, &responses, 2, setting.device())
+    }
+
+    /// That of the next pair of the batch with another prompt than the pair at `place` has, of the data set where the
+    /// batch has none; of a data set of one prompt that one.
+    fn other_prompt(&self, indices: &[usize], place: usize) -> Result<&[u32]> {
+        let pairs = &self.forward.setting.pairs;
+        let own = pairs.pair(indices[place])?.prompt;
+        let behind = indices[place + 1..].iter().chain(&indices[..place]).copied();
+        let all = (1..pairs.len()).map(|steps| (indices[place] + steps) % pairs.len());
+        for index in behind.chain(all) {
+            let prompt = pairs.pair(index)?.prompt;
+            if prompt != own {
+                return Ok(prompt);
+            }
+        }
+        Ok(own)
     }
 }
 

@@ -7,7 +7,7 @@ use prefopt::{
 };
 
 use super::{Job, observers::Observers, plan::Plan};
-use crate::trainers::{Pooled, Steps};
+use crate::{flags::Export, trainers::Steps};
 
 /// What ends the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +52,13 @@ where
             if observers.is_asked() {
                 return Ok(End::Asked);
             }
+            // Ctrl-C came before an evaluation that was due: without its numbers in the checkpoint it would be logged
+            // again.
+            let lacks_metrics = self.is_saved;
             if self.plan.evaluates(steps) && !self.is_fresh {
                 self.evaluate(steps, observers)?;
             }
-            if self.plan.saves(steps) && !self.is_saved {
+            if (lacks_metrics || self.saves(steps)) && !self.is_saved {
                 self.save()?;
             }
             if steps >= self.plan.total() {
@@ -74,12 +77,18 @@ where
         }
     }
 
+    /// Whether a checkpoint is due; the best one is among those that are saved.
+    fn saves(&self, steps: u64) -> bool {
+        let may_be_best = self.job.flags.export == Export::Best && self.plan.evaluates(steps);
+        may_be_best || self.plan.saves(steps)
+    }
+
     fn evaluate(&mut self, steps: u64, observers: &mut Observers) -> Result<()> {
-        let mut pooled = Pooled::default();
-        for batch in &self.held_out {
-            pooled.add(&self.trainer.evaluate(batch)?, batch.len() as f64);
-        }
-        self.metrics = pooled.metrics().and((self.measure)(steps)?);
+        let held_out = match self.held_out.as_slice() {
+            [] => Metrics::default(),
+            batches => self.trainer.evaluate_over(batches)?,
+        };
+        self.metrics = held_out.and((self.measure)(steps)?);
         self.is_fresh = true;
         if !is_empty(&self.metrics) {
             self.is_saved = false;
@@ -119,7 +128,7 @@ where
             let saved = saved.with_context(|| format!("{} has no tensor {name}", loaded.folder.display()))?;
             tensor.f_copy_(saved)?;
         }
-        eprintln!("the model is that of step {}, of smallest held-out loss", best.steps());
+        eprintln!("the model is that of step {}, of smallest held-out loss among the checkpoints", best.steps());
         self.metrics = best.metrics().clone();
         Ok(())
     }

@@ -4,18 +4,18 @@ mod course;
 pub mod log;
 mod observers;
 mod plan;
-mod settings;
+pub mod settings;
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use prefopt::{
     data::PairDataset,
-    diagnostics::{AlarmKind, Metrics, Thresholds},
+    diagnostics::{Metrics, Thresholds},
     train::{Better, Checkpoint, Checkpoints, Position, Watch},
 };
-use serde_json::{Map, Value};
-use tch::{Kind, Tensor};
+use serde_json::Value;
+use tch::Tensor;
 
 use crate::{
     flags::{Export, RunFlags},
@@ -24,19 +24,22 @@ use crate::{
 use course::{Course, End};
 use observers::{Begin, Observers};
 use plan::Plan;
+use settings::Found;
 
 /// What is run.
 pub struct Job<'a> {
     /// The command.
     pub name: &'static str,
     pub flags: &'a RunFlags,
-    /// All that shapes the run: an object.
+    /// All that shapes the run: [`settings::of`] its command.
     pub settings: Value,
     pub pairs: &'a PairDataset,
     /// Given to the trainer by indices that go on behind those of `pairs`.
     pub held_out: Option<&'a PairDataset>,
     /// What checkpoints hold, by name.
     pub model: Vec<(String, Tensor)>,
+    /// Of the alarms.
+    pub thresholds: Thresholds,
 }
 
 /// How a run has ended.
@@ -59,13 +62,13 @@ impl Job<'_> {
 
     /// Steps until the end, from the last checkpoint where there is one.
     ///
-    /// `measure` gives more numbers at each evaluation, after so many steps; `resumed` puts back what `saving` has put
-    /// into checkpoints.
+    /// `measure` gives more numbers at each evaluation, after so many steps; `resumed` puts back into the trainer what
+    /// `saving` has put into checkpoints.
     pub fn run<T: Steps>(
         &self,
         trainer: &mut T,
         measure: impl FnMut(u64) -> Result<Metrics>,
-        mut resumed: impl FnMut(&Checkpoint) -> Result<()>,
+        mut resumed: impl FnMut(&mut T, &Checkpoint) -> Result<()>,
         saving: impl FnMut(Checkpoint) -> Result<Checkpoint>,
     ) -> Result<Done> {
         let (begun, flags) = (Instant::now(), self.flags);
@@ -75,18 +78,28 @@ impl Job<'_> {
             flags.export == Export::Last || self.held_out.is_some(),
             "--export best goes by the loss of held-out pairs, and there are none: give --held-out or --eval-data"
         );
-        let was_there = settings::agree(&flags.out, &self.all_settings(), flags.schedule)?;
+        let found = settings::compare(&flags.out, &self.settings, flags.schedule)?;
         let mut checkpoints = Checkpoints::open(flags.out.join("checkpoints"))?.keeping(flags.keep);
         if self.held_out.is_some() {
             checkpoints = checkpoints.best_by("eval_loss", Better::Lower);
         }
-        let mut begin = if was_there { Begin::Over } else { Begin::New };
+        let loaded = checkpoints.load_last()?;
+        let (taken, total) = (loaded.as_ref().map_or(0, |loaded| loaded.checkpoint.steps()), plan.total());
+        ensure!(
+            taken <= total,
+            "the run in {} has taken {taken} steps, and is to have {total}: ask for {taken} with --max-steps or more --epochs, give another --out, or delete the folder",
+            flags.out.display()
+        );
+        if found != Found::Same {
+            settings::write(&flags.out, &self.settings)?;
+        }
+        let mut begin = if found == Found::Nothing { Begin::New } else { Begin::Over };
         let (mut at, mut metrics) = (Position::default(), Metrics::default());
-        if let Some(loaded) = checkpoints.load_last()? {
+        if let Some(loaded) = loaded {
             course::tell(&loaded.skipped);
             let checkpoint = loaded.checkpoint;
             checkpoint.restore(self.named(), trainer.descent_mut())?;
-            resumed(&checkpoint)?;
+            resumed(trainer, &checkpoint)?;
             (at, metrics) = (checkpoint.position(), checkpoint.metrics().clone());
             begin = Begin::After(checkpoint.steps());
         }
@@ -117,7 +130,7 @@ impl Job<'_> {
         let end = if steps >= course.plan.total() && is_fresh {
             End::Finished
         } else {
-            let mut observers = Observers::begin(&flags.out, begin, course.plan.total(), self.watch()?)?;
+            let mut observers = Observers::begin(&flags.out, begin, course.plan.total(), self.watch())?;
             course.go(&mut observers)?
         };
         match end {
@@ -138,19 +151,6 @@ impl Job<'_> {
         self.model.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
     }
 
-    /// With the command and the tokens of the pairs, which the same flags may find elsewhere another time.
-    fn all_settings(&self) -> Value {
-        let digest = |pairs: &PairDataset| Value::from(pairs.digest().to_string());
-        let mut all = Map::from_iter([("command".to_owned(), Value::from(self.name))]);
-        match &self.settings {
-            Value::Object(own) => all.extend(own.clone()),
-            other => all.extend([("settings".to_owned(), other.clone())]),
-        }
-        all.insert("digest_of_pairs".into(), digest(self.pairs));
-        all.insert("digest_of_held_out".into(), self.held_out.map_or(Value::Null, digest));
-        Value::Object(all)
-    }
-
     /// The same at each evaluation.
     fn held_out_batches(&self) -> Result<Vec<Vec<usize>>> {
         let Some(pairs) = self.held_out else { return Ok(vec![]) };
@@ -159,14 +159,9 @@ impl Job<'_> {
         Ok(batches.iter().map(behind).collect())
     }
 
-    fn watch(&self) -> Result<Watch> {
-        let mut thresholds = Thresholds::default();
-        if self.model.iter().any(|(_, tensor)| tensor.kind() == Kind::BFloat16) {
-            // What bf16 loses between two ways to the same log-probability.
-            thresholds = thresholds.with(AlarmKind::ReferenceMismatch, 0.01, 1)?;
-        }
-        let watch = Watch::new(thresholds);
-        Ok(if self.flags.stop_on_alarm { watch.stopping() } else { watch })
+    fn watch(&self) -> Watch {
+        let watch = Watch::new(self.thresholds);
+        if self.flags.stop_on_alarm { watch.stopping() } else { watch }
     }
 }
 
@@ -176,6 +171,7 @@ mod tests {
 
     use clap::Parser;
     use prefopt::train::{AdamW, AdamWConfig, Descent};
+    use tch::Kind;
 
     use super::*;
     use crate::trainers::{FromLoss, Measured};
@@ -227,12 +223,13 @@ mod tests {
             pairs: &train,
             held_out: Some(&held_out),
             model: vec![("w".to_owned(), w.shallow_clone())],
+            thresholds: Thresholds::default(),
         };
         let measure = |step: u64| {
             ensure!(fatal != Some(step), "killed");
             Ok(Metrics::default().with("samples/length", step as f64))
         };
-        let done = job.run(&mut trainer, measure, |_| Ok(()), Ok)?;
+        let done = job.run(&mut trainer, measure, |_, _| Ok(()), Ok)?;
         Ok((done, Vec::<f64>::try_from(w.detach())?))
     }
 
@@ -261,8 +258,11 @@ mod tests {
             assert_eq!((again.steps, &again.metrics, &found), (8, &done.metrics, &expected));
             assert_eq!(logged(&broken)?, logged(&straight)?);
         }
-        let refused = run(&broken, &["--epochs", "4", "--seed", "1"], None).map(|(done, _)| done.steps);
-        assert!(refused.is_err_and(|error| error.to_string().contains("seed = 0, not 1")));
+        let refused = |line: &[&str]| run(&broken, line, None).err().map(|error| error.to_string());
+        let says = |line: &[&str], words: &str| refused(line).is_some_and(|error| error.contains(words));
+        assert!(says(&["--epochs", "4", "--seed", "1"], "seed = 0, not 1"));
+        // Its model would be that of all eight steps.
+        assert!(says(&["--epochs", "2"], "has taken 8 steps, and is to have 4"));
         Ok(())
     }
 

@@ -1,24 +1,99 @@
 //! What a run was begun with, so that what goes on is the same run.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io, iter,
+    path::{Component, Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
+use prefopt::{
+    data::{Column, Digest, PairDataset},
+    matmul::{self, Product},
+};
+use serde::Serialize;
 use serde_json::Value;
 
-use crate::{flags::After, support};
+use crate::{
+    flags::{After, Matmul, ModelFlags},
+    pairs::Split,
+    sft, support,
+};
 
+const FILE: &str = "settings.json";
+/// Flags that name files and folders.
+const PATHS: [&str; 6] = ["model", "adapter", "data", "eval_data", "rewards", "reference"];
 /// How long the run is.
 const LENGTH: [&str; 2] = ["epochs", "max_steps"];
 /// What moves no parameter elsewhere.
-const FREE: [&str; 5] = ["eval_every", "save_every", "keep", "export", "stop_on_alarm"];
+const FREE: [&str; 6] = ["eval_every", "save_every", "keep", "export", "stop_on_alarm", "kl_prompts"];
 
-/// Compares the settings with those that the folder's run was begun with, or writes them; whether there was a run.
+/// All that shapes a run: the command, its flags, and what the model and the pairs that they name are today.
+pub fn of(command: &str, flags: &impl Serialize, model: &ModelFlags, split: &Split) -> Result<Value> {
+    let mut settings = serde_json::to_value(flags)?;
+    for key in PATHS {
+        if let Some(paths) = settings.get_mut(key) {
+            normalise(paths);
+        }
+    }
+    let digest = |pairs: &PairDataset| pairs.digest().to_string();
+    settings["command"] = Value::from(command);
+    settings["digest_of_model"] = Value::from(sft::digest(model)?.to_string());
+    settings["digest_of_pairs"] = Value::from(digest(&split.train));
+    settings["digest_of_held_out"] = Value::from(split.held_out.as_ref().map(digest));
+    settings["digest_of_labels_and_columns"] = Value::from(numbers(split).to_string());
+    settings["product"] = serde_json::to_value((model.matmul == Matmul::Fastest).then(matmul::current))?;
+    Ok(settings)
+}
+
+/// `./runs//sft/` is `runs/sft`.
+fn normalise(paths: &mut Value) {
+    match paths {
+        Value::String(path) => {
+            let parts = Path::new(path.as_str()).components().filter(|part| *part != Component::CurDir);
+            *path = parts.collect::<PathBuf>().display().to_string();
+        }
+        Value::Array(paths) => paths.iter_mut().for_each(normalise),
+        _ => {}
+    }
+}
+
+/// BLAKE3 of what [`PairDataset::digest`] leaves out: the labels, and the columns. One that some pairs lack shapes no
+/// run.
+fn numbers(split: &Split) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for pairs in iter::once(&split.train).chain(&split.held_out) {
+        let columns = Column::ALL.into_iter().map(|column| pairs.column(column).unwrap_or_default());
+        for numbers in iter::once(pairs.labels()).chain(columns) {
+            hasher.update(&(numbers.len() as u64).to_le_bytes());
+            numbers.iter().for_each(|number| {
+                hasher.update(&number.to_le_bytes());
+            });
+        }
+    }
+    hasher.finalize().into()
+}
+
+/// The f32 product that a run was begun with under `--matmul fastest`: timed anew it might be another one.
+pub fn product(out: &Path) -> Option<Product> {
+    let settings: Value = serde_json::from_slice(&fs::read(out.join(FILE)).ok()?).ok()?;
+    serde_json::from_value(settings["product"].clone()).ok()
+}
+
+/// What there is of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    Same,
+    /// Of settings that may differ: to be [written](write) anew.
+    Changed,
+}
+
+/// Compares the settings with those that the folder's run was begun with.
 ///
-/// A run may be made longer or shorter, evaluated and saved at other steps; any other difference is refused, and
-/// another length too where the learning rate depends on it. Nothing is written then.
-pub fn agree(out: &Path, settings: &Value, schedule: After) -> Result<bool> {
-    let path = out.join("settings.json");
-    let write = || support::write(&path, format!("{settings:#}\n"));
+/// A run may be made longer, evaluated and saved at other steps; any other difference is refused, and another length
+/// too where the learning rate depends on it.
+pub fn compare(out: &Path, settings: &Value, schedule: After) -> Result<Found> {
+    let path = out.join(FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -29,8 +104,7 @@ pub fn agree(out: &Path, settings: &Value, schedule: After) -> Result<bool> {
                 checkpoints.display(),
                 path.display()
             );
-            write()?;
-            return Ok(false);
+            return Ok(Found::Nothing);
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
@@ -49,10 +123,11 @@ pub fn agree(out: &Path, settings: &Value, schedule: After) -> Result<bool> {
             out.display()
         );
     }
-    if !differences.is_empty() {
-        write()?;
-    }
-    Ok(true)
+    Ok(if differences.is_empty() { Found::Same } else { Found::Changed })
+}
+
+pub fn write(out: &Path, settings: &Value) -> Result<()> {
+    support::write(&out.join(FILE), format!("{settings:#}\n"))
 }
 
 #[derive(Debug, PartialEq)]
@@ -117,10 +192,16 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let out = folder.path().join("run");
         let settings = |rate: f64, epochs: u64| json!({"run": {"learning_rate": rate, "epochs": epochs}});
-        assert!(!agree(&out, &settings(0.5, 1), After::Constant)?);
-        assert!(agree(&out, &settings(0.5, 1), After::Cosine)?);
-        assert!(agree(&out, &settings(0.5, 2), After::Constant)?);
-        let refused = |settings, schedule| agree(&out, &settings, schedule).map_err(|error| error.to_string());
+        let agree = |settings: &Value, schedule| -> Result<Found> {
+            let found = compare(&out, settings, schedule)?;
+            write(&out, settings)?;
+            Ok(found)
+        };
+        assert_eq!(agree(&settings(0.5, 1), After::Constant)?, Found::Nothing);
+        assert_eq!(agree(&settings(0.5, 1), After::Cosine)?, Found::Same);
+        assert_eq!(agree(&settings(0.5, 2), After::Constant)?, Found::Changed);
+        let refused =
+            |settings, schedule| compare(&out, &settings, schedule).map(drop).map_err(|error| error.to_string());
         let ways = "give another --out, or delete the folder";
         let whose = format!("the run in {} was begun with", out.display());
         assert_eq!(
@@ -129,12 +210,18 @@ mod tests {
         );
         let cosine = refused(settings(0.5, 3), After::Cosine);
         assert!(cosine.is_err_and(|error| error.contains("run.epochs = 2, not 3, and with a cosine schedule")));
-        assert!(agree(&out, &settings(0.5, 2), After::Constant)?, "a refusal has changed nothing");
+        assert_eq!(compare(&out, &settings(0.5, 2), After::Constant)?, Found::Same);
 
         fs::create_dir_all(out.join("checkpoints/000001-step-1"))?;
         fs::remove_file(out.join("settings.json"))?;
         assert!(refused(settings(0.5, 2), After::Constant).is_err_and(|error| error.contains("of which run")));
-        assert!(!out.join("settings.json").exists());
         Ok(())
+    }
+
+    #[test]
+    fn a_folder_has_one_name() {
+        let mut paths = json!(["./runs//sft/", "/data/./sft", "sft", "../sft/"]);
+        normalise(&mut paths);
+        assert_eq!(paths, json!(["runs/sft", "/data/sft", "sft", "../sft"]));
     }
 }

@@ -1,5 +1,7 @@
 //! Pairs in tokens: what is kept beside them, parts of them, what two runs can compare them by.
 
+use std::collections::BTreeSet;
+
 use prefopt::{
     data::{Column, Digest, PairDataset, Record, Texts, gather},
     tch::{Device, Kind},
@@ -157,6 +159,26 @@ fn a_split_keeps_prompts_together_and_does_not_move_when_data_are_added() {
     assert_eq!(refusal(twice.split(1.0, 1)), "the held-out share must be above 0 and below 1, got 1");
     assert_eq!(refusal(twice.split(1e-9, 1)), "there is no pair in the held-out part");
     assert_eq!(refusal(twice.split(1.0 - 1e-9, 1)), "there is no pair in the training part");
+}
+
+#[test]
+fn a_prompt_is_on_one_side_whatever_its_responses_take_of_it() {
+    // Of two pairs of each prompt one has a response that goes on inside the prompt's last token.
+    let pair = |letter: char, [chosen, rejected]: [&str; 2]| {
+        let [chosen, rejected] = [chosen, rejected].map(str::to_owned);
+        Record::new(Texts::Plain { prompt: format!("{letter}b"), chosen, rejected })
+    };
+    let both = |letter| [["cd", "e"], ["d", "e"]].map(|responses| pair(letter, responses));
+    let found = tokenized(('d'..='z').flat_map(both).collect(), &tokenizer(&[("b", "c")]));
+    assert_eq!((found.report.kept, found.report.moved), (46, 23));
+    let letters = |pairs: &PairDataset| pairs.iter().map(|pair| pair.prompt[1]).collect::<BTreeSet<_>>();
+    for seed in 0..4 {
+        let [rest, out] = found.pairs.split(0.5, seed).expect("both sides");
+        assert_eq!((rest.len() + out.len(), letters(&rest).len() + letters(&out).len()), (46, 23));
+        // Pairs that were selected know their prompt.
+        let backwards = found.pairs.select(&(0..46).rev().collect::<Vec<_>>()).expect("pairs");
+        assert_eq!(letters(&backwards.split(0.5, seed).expect("both sides")[1]), letters(&out));
+    }
 }
 
 proptest! {

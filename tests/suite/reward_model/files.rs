@@ -107,6 +107,7 @@ fn the_configuration_is_that_of_a_classifier() -> Outcome {
     ] {
         let plain = &golden.cases[name].config;
         let mut read = plain.clone();
+        read["torch_dtype"] = json!("bfloat16");
         read["architectures"] = json!(["SomethingElse"]);
         read["num_labels"] = json!(2);
         read["problem_type"] = json!("single_label_classification");
@@ -117,10 +118,23 @@ fn the_configuration_is_that_of_a_classifier() -> Outcome {
         assert_eq!(written["problem_type"], json!("regression"));
         assert_eq!(written.get("pad_token_id"), Some(&Value::Null));
         assert_eq!(written.get("num_labels"), None, "transformers refuses one that is not that of the labels");
+        assert_eq!([&written["dtype"], &written["torch_dtype"]], ["float32", "float32"]);
         for (key, value) in plain.as_object().expect("an object") {
             assert_eq!(written[key], *value, "{name}: {key}");
         }
         ModelConfig::from_json(&written.to_string())?;
+    }
+    Ok(())
+}
+
+/// transformers loads a model in one kind, which must not round `score.weight`.
+#[test]
+fn the_configuration_says_the_kind_of_the_score() -> Outcome {
+    for (kind, name) in [(Kind::Float, "float32"), (Kind::BFloat16, "float32"), (Kind::Double, "float64")] {
+        let folder = tempfile::tempdir()?;
+        case("llama", kind)?.save(folder.path())?;
+        let written: Value = serde_json::from_str(&fs::read_to_string(folder.path().join("config.json"))?)?;
+        assert_eq!([&written["dtype"], &written["torch_dtype"]], [name, name], "{kind:?}");
     }
     Ok(())
 }
@@ -150,6 +164,11 @@ fn no_padding_token_ends_a_text() -> Outcome {
         let config = config(json!(2), json!(padding));
         assert_eq!(written(&config, |model| model.with_padding(12))?["pad_token_id"], json!(12));
     }
+    // A tokenizer that ends responses with 2, whatever the configuration says.
+    let disagreeing = config(json!(0), json!(2));
+    assert_eq!(written(&disagreeing, Ok)?["pad_token_id"], json!(2));
+    assert_eq!(written(&disagreeing, |model| Ok(model.without_padding()))?["pad_token_id"], Value::Null);
+    assert_eq!(written(&disagreeing, |model| model.without_padding().with_padding(12))?["pad_token_id"], json!(12));
 
     let named = |token: i64| -> Result<RewardModel, ModelError> {
         on(tiny::model(&config(json!([2, 3]), json!(null)), Kind::Float))?.with_padding(token)
@@ -216,12 +235,15 @@ fn saved_for_transformers() -> Outcome {
         let mut config = case.config.clone();
         config["eos_token_id"] = json!(2);
         config["pad_token_id"] = json!(2);
+        config["torch_dtype"] = json!("bfloat16");
         let plain = on(tiny::model(&config, Kind::Float))?.with_padding(0)?;
         let adapted = on(disturbed(tiny::model(&config, Kind::Float))?)?;
-        for (kind, model, padding) in [("plain", plain, Some(0)), ("adapted", adapted, None)] {
+        let half = on(tiny::model(&config, Kind::BFloat16))?;
+        for (kind, model, padding) in [("plain", plain, Some(0)), ("adapted", adapted, None), ("half", half, None)] {
             let path = Path::new(&folder).join(format!("{name}-reward-{kind}"));
             model.save(&path)?;
-            let scores = model.response_scores(&row)?.tr().contiguous();
+            // As transformers computes: in the kind of the score.
+            let scores = load(&path, Kind::Float)?.response_scores(&row)?.tr().contiguous();
             let shown = json!({"sequences": whole, "padding": padding, "scores": numbers(&scores)});
             fs::write(path.join("scores.json"), shown.to_string())?;
         }
