@@ -17,6 +17,7 @@ pairs="--model $MODEL --data $out/pairs.jsonl --held-out 0.25 --max-response 48 
 
 $TRAIN reward $pairs --members 3 --family bootstrap --epochs 2 --learning-rate 1e-3 --weight-decay 0.1 --warmup 20 --schedule cosine \
     --export best --out "$out/rewards"
+e_dpo='e-dpo + 0.01*forward-kl:estimator=own_responses'
 policy() {
     name=$1 loss=$2
     shift 2
@@ -29,5 +30,10 @@ stories() {
 stories "$MODEL" reference
 policy dpo dpo
 policy d-dpo d-dpo --rewards "$out/rewards"
-policy e-dpo 'e-dpo + 0.01*forward-kl:estimator=own_responses' --rewards "$out/rewards"
-$PYTHON "$here/stories.py" gold "$out/reference.jsonl" "$out/dpo.jsonl" "$out/d-dpo.jsonl" "$out/e-dpo.jsonl" | tee "$out/gold.jsonl"
+policy e-dpo "$e_dpo" --rewards "$out/rewards"
+# Members on one scale, of twice a standard deviation: about that of the labels' own log-odds.
+policy d-dpo-scaled d-dpo --rewards "$out/rewards" --standardise --reward-scale 2
+policy e-dpo-scaled "$e_dpo" --rewards "$out/rewards" --standardise --reward-scale 2
+for name in reference dpo d-dpo e-dpo d-dpo-scaled e-dpo-scaled; do
+    $PYTHON "$here/stories.py" gold "$out/$name.jsonl"
+done | tee "$out/gold.jsonl"

@@ -144,7 +144,7 @@ impl History {
 
     fn panels(&self) -> Vec<Panel> {
         let panel = |title, y, series: Vec<Series>| {
-            let x = "step (training pairs: moving mean over a fiftieth of the steps)";
+            let x = "step (training pairs: moving mean over a twentieth of the steps)";
             (!series.is_empty()).then_some(Panel { title, x, y, axis: Axis::Linear, series })
         };
         let quantity = |quantity: &Quantity| {
@@ -238,9 +238,9 @@ fn mean(points: &[(u64, f64)]) -> f64 {
     finite().sum::<f64>() / finite().count() as f64
 }
 
-/// A centred mean over a fiftieth of the points, over fewer at the ends.
+/// A centred mean over a twentieth of the points, over fewer at the ends.
 fn smooth(points: &[(u64, f64)]) -> Vec<(f64, f64)> {
-    let half = points.len() / 100;
+    let half = points.len() / 40;
     let at = |index: usize| {
         let (from, to) = (index.saturating_sub(half), (index + half + 1).min(points.len()));
         (points[index].0 as f64, mean(&points[from..to]))
@@ -307,9 +307,9 @@ mod tests {
         let line: Vec<f64> = (0..500).map(f64::from).collect();
         let smoothed = smooth(&points(&line));
         assert_eq!(smoothed.len(), 500);
-        assert_eq!((smoothed[250], smoothed[5]), ((251.0, 250.0), (6.0, 5.0)));
-        // At the ends there are six in place of eleven.
-        assert_eq!((smoothed[0], smoothed[499]), ((1.0, 2.5), (500.0, 496.5)));
+        assert_eq!((smoothed[250], smoothed[5]), ((251.0, 250.0), (6.0, 8.5)));
+        // At the ends there are thirteen in place of twenty-five.
+        assert_eq!((smoothed[0], smoothed[499]), ((1.0, 6.0), (500.0, 493.0)));
         assert_eq!(smooth(&points(&[3.0, f64::NAN])).len(), 2);
         assert_eq!(smooth(&points(&vec![1.0; 2500])).len(), 834);
         assert!(smooth(&[]).is_empty());
