@@ -194,7 +194,7 @@ fn tokenized(texts: Texts, tokenizer: &TextTokenizer, chat: bool) -> Result<Prom
         Texts::Plain { prompt, .. } => {
             let mut tokens = tokenizer.plain(&prompt).map_err(|error| anyhow!("{error}"))?;
             // A tokenizer that ends every text by itself would leave nothing to say.
-            tokens.truncate(tokens.len() - usize::from(tokens.last() == Some(&tokenizer.end())));
+            tokens.truncate(tokens.len() - usize::from(tokens.len() > 1 && tokens.last() == Some(&tokenizer.end())));
             (Value::from(prompt), tokens)
         }
         Texts::Conversation { prompt, tools, .. } => {

@@ -156,6 +156,12 @@ impl Source<'_> {
     /// One member, the mean of all, where the loss takes one reward model.
     fn as_the_loss_wants(&self, rewards: RewardScores) -> Result<RewardScores> {
         let members = rewards.members();
+        // Of one member the spread is 0: the loss would be another one without a sign of it.
+        ensure!(
+            self.needs.rewards != Rewards::Family || members > 1,
+            "--loss {} reads a family of reward models, and there is one: give --rewards two or more",
+            self.flags.loss
+        );
         let rewards = if self.needs.rewards == Rewards::One && members > 1 {
             eprintln!("--loss {} reads one reward model: the mean of the {members} is taken", self.flags.loss);
             rewards.averaged()
