@@ -10,6 +10,7 @@
 //! tokens.
 
 mod attention;
+mod plan;
 mod row;
 
 pub(crate) use row::Scored;

@@ -2,7 +2,10 @@ use std::{num::NonZeroUsize, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Block, Plan, attend};
+use super::{
+    attention::attend,
+    plan::{Block, Plan},
+};
 use crate::{Error, Result, pairs::check::Named};
 
 /// A prompt or a response in the row.
