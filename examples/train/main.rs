@@ -38,6 +38,7 @@ mod score;
 mod sft;
 #[path = "../support/mod.rs"]
 mod support;
+mod tail;
 mod tiny;
 mod trainers;
 

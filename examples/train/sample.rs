@@ -26,12 +26,15 @@ use crate::{
     flags::SampleFlags,
     models, score,
     support::{self, progress},
+    tail::Tail,
 };
 
 /// A prompt as it stands in the file, and in tokens.
 struct Prompt {
     shown: Value,
     ids: Vec<i64>,
+    /// Whether the chat template wrote it.
+    is_chat: bool,
 }
 
 /// A prompt with its continuations: a line of the output.
@@ -67,12 +70,15 @@ pub fn run(flags: &SampleFlags) -> Result<ExitCode> {
     let sampler = sampler(flags, &ends)?;
     let prompts = prompts(flags, &tokenizer)?;
     let longest = flags.max_new.get() as i64;
+    // Before the samples that a judge found wanting afterwards would cost.
+    let contexts = judges.iter().map(|judge| Ok(ModelConfig::read(judge)?.context())).collect::<Result<Vec<_>>>()?;
+    let context = contexts.into_iter().fold(config.context(), i64::min);
     for (number, prompt) in prompts.iter().enumerate() {
-        let (tokens, number, context) = (prompt.ids.len() as i64, number + 1, config.context());
+        let (tokens, number) = (prompt.ids.len() as i64, number + 1);
         ensure!(tokens > 0, "prompt {number} has no token, so there is nothing to continue");
         ensure!(
             tokens.saturating_add(longest) <= context,
-            "prompt {number} has {tokens} tokens, which with --max-new {longest} do not fit the model's context of {context}"
+            "prompt {number} has {tokens} tokens, which with --max-new {longest} do not fit the context of {context} of the model and its judges"
         );
     }
     if let Some(out) = &flags.out {
@@ -81,6 +87,7 @@ pub fn run(flags: &SampleFlags) -> Result<ExitCode> {
 
     let place = models::place(&flags.model, None)?;
     let model = models::load(&flags.model, None, flags.seed, false)?;
+    let tail = if judges.is_empty() { Tail::default() } else { Tail::of_template(&tokenizer)? };
     let writer = Writer { model, tokenizer, sampler, ends, samples: flags.samples.get() };
     let begun = Instant::now();
     let mut lines = writer.lines(&prompts, flags.batch.get(), flags.seed)?;
@@ -88,7 +95,7 @@ pub fn run(flags: &SampleFlags) -> Result<ExitCode> {
     // One model in memory at a time.
     drop(writer);
     for judge in &judges {
-        scored(&mut lines, &prompts, judge, place, flags.batch.get())?;
+        scored(&mut lines, &prompts, &tail, judge, place, flags.batch.get())?;
     }
 
     let written = lines.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
@@ -190,6 +197,7 @@ fn prompts_alone(file: &Path) -> Result<Vec<Texts>> {
 
 fn tokenized(texts: Texts, tokenizer: &TextTokenizer, chat: bool) -> Result<Prompt> {
     let texts = if chat { Record::new(texts).into_conversation().texts } else { texts };
+    let is_chat = matches!(texts, Texts::Conversation { .. });
     let (shown, tokens) = match texts {
         Texts::Plain { prompt, .. } => {
             let mut tokens = tokenizer.plain(&prompt).map_err(|error| anyhow!("{error}"))?;
@@ -202,7 +210,7 @@ fn tokenized(texts: Texts, tokenizer: &TextTokenizer, chat: bool) -> Result<Prom
             (serde_json::to_value(&prompt)?, tokens.map_err(|error| anyhow!("{error}"))?)
         }
     };
-    Ok(Prompt { shown, ids: tokens.into_iter().map(i64::from).collect() })
+    Ok(Prompt { shown, ids: tokens.into_iter().map(i64::from).collect(), is_chat })
 }
 
 /// What continues prompts.
@@ -252,14 +260,29 @@ impl Writer {
     }
 }
 
-/// Adds the scores of a reward model, of each of its heads.
-fn scored(lines: &mut [Line], prompts: &[Prompt], judge: &Path, place: (Device, Kind), batch: usize) -> Result<()> {
+/// Adds the scores of a reward model, of each of its heads: of a sample in a conversation with the [`Tail`] behind it.
+fn scored(
+    lines: &mut [Line],
+    prompts: &[Prompt],
+    tail: &Tail,
+    judge: &Path,
+    place: (Device, Kind),
+    batch: usize,
+) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let model = RewardModel::load(judge, place.0, place.1)?;
+    let context = model.config().context() as usize;
+    let whole = |prompt: &Prompt, sample: &Sample| match prompt.is_chat {
+        true => tail.complete(&sample.ids, context - prompt.ids.len()),
+        false => sample.ids.clone(),
+    };
     for (lines, prompts) in lines.chunks_mut(batch).zip(prompts.chunks(batch)) {
-        let groups = prompts.iter().zip(lines.iter());
-        let groups = groups
-            .map(|(prompt, line)| (prompt.ids.as_slice(), line.samples.iter().map(|sample| sample.ids.as_slice())));
+        let of = |(prompt, line): (&Prompt, &Line)| -> Vec<Vec<i64>> {
+            line.samples.iter().map(|sample| whole(prompt, sample)).collect()
+        };
+        let samples: Vec<_> = prompts.iter().zip(lines.iter()).map(of).collect();
+        let groups = prompts.iter().zip(&samples);
+        let groups = groups.map(|(prompt, own)| (prompt.ids.as_slice(), own.iter().map(Vec::as_slice)));
         let row = PackedRow::groups(groups, place.0)?;
         let scores = model.response_scores(&row).with_context(|| judge.display().to_string())?;
         let members = Vec::<Vec<f64>>::try_from(&scores)?;

@@ -96,7 +96,7 @@ pub fn run(flags: &PolicyFlags) -> Result<ExitCode> {
     let task = match objective {
         Objective::Paired(loss) => Task::Paired(loss, source.columns(&mut frozen, &draw)?),
         Objective::Unpaired(loss) => Task::Unpaired(loss, source.columns(&mut frozen, &draw)?),
-        Objective::SelfPlay(loss) => Task::SelfPlay(loss, Judges::load(flags, &members, place)?),
+        Objective::SelfPlay(loss) => Task::SelfPlay(loss, Judges::load(flags, &members, &numbered, place)?),
     };
     let sampled = needs.reference && needs.policy_samples;
     let live = frozen.live(sampled.then_some("its log-probabilities of what the policy samples"))?;

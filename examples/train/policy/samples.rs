@@ -37,7 +37,7 @@ pub struct Draw {
     /// Continuations of each prompt.
     pub each: usize,
     longest: NonZeroUsize,
-    context: usize,
+    pub context: usize,
     ends: Vec<i64>,
     seed: u64,
 }

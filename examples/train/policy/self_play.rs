@@ -1,7 +1,7 @@
 //! Self-play: samples of the policy against each other, by the scores of reward models; one step on each set of
 //! samples.
 
-use std::path::PathBuf;
+use std::{iter, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use prefopt::{
@@ -10,12 +10,15 @@ use prefopt::{
     lm::RewardModel,
     logps::response_logps_of,
     loss::{Gpo, scores_against},
-    packed::PackedRow,
 };
 use tch::{Device, Kind, Tensor};
 
-use super::{forward::Setting, numbered, samples::Purpose};
-use crate::{columns, flags::PolicyFlags, trainers::Measured};
+use super::{
+    forward::Setting,
+    numbered::{self, Numbered},
+    samples::Purpose,
+};
+use crate::{columns, flags::PolicyFlags, models, tail::Tail, trainers::Measured};
 
 pub struct SelfPlay<'a> {
     pub setting: &'a Setting<'a>,
@@ -27,10 +30,11 @@ pub struct SelfPlay<'a> {
 pub struct Judges {
     models: Vec<RewardModel>,
     scale: f64,
+    tail: Tail,
 }
 
 impl Judges {
-    pub fn load(flags: &PolicyFlags, members: &[PathBuf], place: (Device, Kind)) -> Result<Self> {
+    pub fn load(flags: &PolicyFlags, members: &[PathBuf], pairs: &Numbered, place: (Device, Kind)) -> Result<Self> {
         let (teachers, loss) = (&flags.teachers, &flags.loss);
         ensure!(
             !members.is_empty(),
@@ -48,18 +52,25 @@ impl Judges {
         let load = |folder: &PathBuf| {
             RewardModel::load(folder, place.0, place.1).with_context(|| folder.display().to_string())
         };
-        let models = members.iter().map(load).collect::<Result<Vec<_>>>()?;
-        let members: i64 = models.iter().map(RewardModel::members).sum();
+        let judges = members.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let members: i64 = judges.iter().map(RewardModel::members).sum();
         if members > 1 {
             eprintln!("--loss {loss} reads one reward model: the mean of the {members} is taken");
         }
-        Ok(Self { models, scale })
+        let chosen = pairs.parts().into_iter().flat_map(|(_, part)| part.iter().map(|pair| pair.chosen));
+        let tail = Tail::of_responses(models::tokenizer(&flags.model.model)?.end(), chosen);
+        Ok(Self { models: judges, scale, tail })
     }
 
-    /// The mean over all members, `[responses]`.
-    fn scores(&self, row: &PackedRow) -> prefopt::Result<Tensor> {
+    /// The mean over all members, `[responses]`, of samples of a policy with so many positions.
+    fn scores(&self, prompts: &[Vec<i64>], drawn: &[Vec<i64>], each: usize, context: usize) -> prefopt::Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let scores = self.models.iter().map(|model| model.response_scores(row)).collect::<prefopt::Result<Vec<_>>>()?;
+        let owners = prompts.iter().flat_map(|prompt| iter::repeat_n(prompt, each));
+        let whole = owners.zip(drawn).map(|(prompt, sample)| self.tail.complete(sample, context - prompt.len()));
+        let device = self.models.first().map_or(Device::Cpu, RewardModel::device);
+        let row = numbered::row(prompts, &whole.collect::<Vec<_>>(), each, device)?;
+        let scores =
+            self.models.iter().map(|model| model.response_scores(&row)).collect::<prefopt::Result<Vec<_>>>()?;
         let scores = Tensor::f_cat(&scores, 0)?;
         Ok(scores.f_mean_dim([0].as_slice(), false, scores.kind())? * self.scale)
     }
@@ -75,7 +86,11 @@ impl SelfPlay<'_> {
         let logps = response_logps_of(&setting.policy.model, &row)?.sums.view([-1, each as i64]);
         // π_t is the policy as it is: each set of samples is for one step.
         let responses = ResponseTable::new(logps.shallow_clone(), logps.detach())?;
-        let rewards = self.judges.scores(&row)?.view([-1, each as i64]).to_kind(logps.kind());
+        let rewards = self
+            .judges
+            .scores(&prompts, &drawn, each, setting.draw.context)?
+            .view([-1, each as i64])
+            .to_kind(logps.kind());
         let scores = scores_against(&(rewards.unsqueeze(2) - rewards.unsqueeze(1)))?;
         let tokens: usize = drawn.iter().map(Vec::len).sum();
         let metrics = Metrics::default()
