@@ -11,7 +11,7 @@ mod measure;
 mod ours;
 mod peers;
 
-use std::{fs, num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::Result;
 use clap::Parser;
@@ -38,27 +38,15 @@ pub struct Args {
     /// Leave the Python systems out
     #[arg(long)]
     alone: bool,
-    /// Also write the figures as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Threads of all sides
-    #[arg(long, default_value_t = 2)]
-    threads: i32,
-    /// Cargo passes it to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: measure::Common,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    tch::set_num_threads(args.threads);
-    tch::manual_seed(0);
-    println!("{} threads; {}", args.threads, prefopt::matmul::choose()?);
+    args.common.begin()?;
     let ours = ours::run(&args)?;
     let peers = if args.alone { Vec::new() } else { peers::run(&args, &ours)? };
     let figures: Vec<_> = std::iter::once(ours).chain(peers).collect();
-    if let Some(path) = args.json {
-        fs::write(path, serde_json::to_string_pretty(&figures)?)?;
-    }
-    Ok(())
+    args.common.write(&figures)
 }

@@ -23,7 +23,7 @@ pub fn run(args: &Args, ours: &Figures) -> Result<Vec<Figures>> {
             ("--pairs", args.pairs.get()),
             ("--batch", args.batch.get()),
             ("--max-length", args.max_length),
-            ("--threads", args.threads as usize),
+            ("--threads", args.common.threads as usize),
         ];
         command.args(numbers.into_iter().flat_map(|(flag, number)| [flag.to_owned(), number.to_string()]));
         command.args(["--product", peer_product(prefopt::matmul::current())]);

@@ -15,12 +15,12 @@ mod op;
 mod optimiser;
 mod packing;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-use measure::Table;
+use measure::{Common, Table};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -39,23 +39,14 @@ struct Args {
     /// Lengths of real pairs, a line each: prompt, chosen, rejected, in tokens
     #[arg(long)]
     pairs_file: Option<PathBuf>,
-    /// Also write the figures as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Threads of both sides
-    #[arg(long, default_value_t = 2)]
-    threads: i32,
-    /// Cargo passes it to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    tch::set_num_threads(args.threads);
-    tch::manual_seed(0);
+    args.common.begin()?;
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
-    println!("{} threads; {}", args.threads, prefopt::matmul::choose()?);
     let mut table = Table::default();
     if wanted(Part::Op) {
         op::run(&mut table)?;
@@ -72,8 +63,5 @@ fn main() -> Result<()> {
     if wanted(Part::Checkpoint) {
         checkpointing::run(&mut table)?;
     }
-    if let Some(path) = args.json {
-        fs::write(path, serde_json::to_string_pretty(&table)?)?;
-    }
-    Ok(())
+    args.common.write(&table)
 }

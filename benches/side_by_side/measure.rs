@@ -1,11 +1,42 @@
 //! Times in turn, peak memory, and the Python side.
 
-use std::{env, fs, process::Command, time::Instant};
+use std::{env, fs, path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use prefopt::matmul::{self, Product};
 use serde::Serialize;
 use serde_json::Value;
+
+/// Flags of every comparison.
+#[derive(clap::Args)]
+pub struct Common {
+    /// Also write the figures as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Threads of all sides
+    #[arg(long, default_value_t = 2)]
+    pub threads: i32,
+    /// Cargo passes it to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Common {
+    /// Sets threads and seed, and says which product is in use.
+    pub fn begin(&self) -> Result<()> {
+        tch::set_num_threads(self.threads);
+        tch::manual_seed(0);
+        println!("{} threads; {}", self.threads, matmul::choose()?);
+        Ok(())
+    }
+
+    pub fn write(&self, figures: &impl Serialize) -> Result<()> {
+        match &self.json {
+            Some(path) => Ok(fs::write(path, serde_json::to_string_pretty(figures)?)?),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Everything that was measured, printed as it comes.
 #[derive(Default, Serialize)]
