@@ -8,10 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use prefopt::{
     PairLogps, RewardScores,
-    data::{Cache, CacheKey, CacheKind, Digest, PairDataset, Values},
+    data::{Cache, CacheKey, CacheKind, Column, DataError, Digest, PairDataset, Values},
     lm::{CausalLm, RewardModel},
     logps::{response_logps_of, response_scores_of},
     packed::PackedRow,
@@ -19,7 +19,12 @@ use prefopt::{
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::{flags::TeacherFlags, models, support::progress};
+use crate::{
+    flags::TeacherFlags,
+    loss::{LossSpec, Rewards},
+    models,
+    support::progress,
+};
 
 /// Tokens that are computed together where no flag says how many: those of `score`.
 pub const BATCH_TOKENS: NonZeroUsize = NonZeroUsize::new(8192).expect("8192 is not 0");
@@ -109,14 +114,56 @@ pub fn score_cache(
     })
 }
 
-/// The scores of all these parts, one after the other, `[members, pairs]` in f64 on the host, standardised over all
-/// of them and scaled as the flags say.
-pub fn rewards(parts: &[&Cache], flags: &TeacherFlags) -> Result<RewardScores> {
+/// The scores of all these parts, one after the other, `[members, pairs]` in f64 on the host.
+pub fn rewards(parts: &[&Cache]) -> Result<RewardScores> {
     let options = (Kind::Double, Device::Cpu);
-    scaled(RewardScores::new(column(parts, "chosen", options)?, column(parts, "rejected", options)?)?, flags)
+    Ok(RewardScores::new(column(parts, "chosen", options)?, column(parts, "rejected", options)?)?)
 }
 
-/// Scores of a whole data set as the flags want them.
+/// The scores that the data bring, for a loss that reads scores where no reward model is given, `[1, pairs]` in f64 on
+/// the host, of all these parts, one after the other.
+pub fn given_rewards(loss: &LossSpec, parts: &[(&str, &PairDataset)]) -> Result<RewardScores> {
+    let side = |column: Column| -> Result<Tensor> {
+        let mut numbers = Vec::new();
+        for (part, pairs) in parts {
+            match pairs.column(column) {
+                Ok(own) => numbers.extend_from_slice(own),
+                Err(DataError::MissingColumn { pair, .. }) => bail!(
+                    "--loss {loss} reads rewards: give reward models with --rewards, or data of which every pair has `score_chosen` and `score_rejected` (pair {pair} of the {part} pairs has no `{}`)",
+                    column.name()
+                ),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Tensor::from_slice(&numbers))
+    };
+    Ok(RewardScores::single(&side(Column::ScoreChosen)?, &side(Column::ScoreRejected)?)?)
+}
+
+/// One member, the mean of all, where the loss takes one reward model; refused where it takes others than these.
+pub fn as_the_loss_wants(loss: &LossSpec, rewards: RewardScores) -> Result<RewardScores> {
+    let (reads, members) = (loss.needs().rewards, rewards.members());
+    // Of one member the spread is 0: the loss would be another one without a sign of it.
+    ensure!(
+        reads != Rewards::Family || members > 1,
+        "--loss {loss} reads a family of reward models, and there is one: give --rewards two or more"
+    );
+    let rewards = if reads == Rewards::One && members > 1 {
+        eprintln!("--loss {loss} reads one reward model: the mean of the {members} is taken");
+        rewards.averaged()
+    } else {
+        rewards
+    };
+    let all = Tensor::f_cat(&[rewards.chosen(), rewards.rejected()], 1)?;
+    let (least, greatest) = (all.f_min()?.f_double_value(&[])?, all.f_max()?.f_double_value(&[])?);
+    ensure!(
+        !loss.reads_win_rates() || least >= 0.0 && greatest <= 1.0,
+        "--loss {loss} takes scores for win rates, in [0, 1], and these go from {least} to {greatest}: give --rewards whose scores are win rates, or win_rate=hard or soft_labels"
+    );
+    Ok(rewards)
+}
+
+/// Scores of a whole data set, standardised over all of it and scaled as the flags say.
 pub fn scaled(scores: RewardScores, flags: &TeacherFlags) -> Result<RewardScores> {
     let scale = scale(flags)?;
     let scores = if flags.standardise { scores.standardised() } else { scores };

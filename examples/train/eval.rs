@@ -10,7 +10,7 @@ use prefopt::{
     PairLogps, PreferenceBatch, PreferenceLoss, ResponseLengths, RewardScores,
     data::{Cache, Column, PairDataset},
     diagnostics::{Metrics, batch_metrics},
-    lm::{CausalLm, ModelConfig},
+    lm::CausalLm,
     pairs::UnpairedBatch,
     train::RunningMinimum,
 };
@@ -37,10 +37,11 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
         "there is nothing to judge: --reference FOLDER judges the policy against it, --rewards FOLDER reward models"
     );
     if flags.reference.is_some() {
-        is_measurable(&flags.loss, !members.is_empty())?;
+        is_measurable(&flags.loss)?;
     }
+    let reads_scores = flags.loss.needs().rewards != Rewards::None;
     ensure!(
-        !columns::are_scaled(teachers) || !members.is_empty() && flags.reference.is_some(),
+        !columns::are_scaled(teachers) || (reads_scores || !members.is_empty()) && flags.reference.is_some(),
         "--standardise and --reward-scale change the scores that the policy is judged by: give --rewards and --reference, or leave them out"
     );
     members.iter().chain(&flags.reference).try_for_each(|other| score::same_tokens(model, other))?;
@@ -48,7 +49,7 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
         sample::room_for(out)?;
     }
     let held_out = flags.data.held_out.unwrap_or_default();
-    let split = pairs::read(&flags.data, held_out, model, &ModelConfig::read(model)?)?;
+    let split = pairs::read(&flags.data, held_out, model, &models::config(model)?)?;
     let (part, pairs) = match &split.held_out {
         Some(held_out) => ("held-out", held_out),
         None => ("all", &split.train),
@@ -56,6 +57,11 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
     if flags.reference.is_some() {
         pairs::fit(pairs, &flags.loss)?;
     }
+    let given = if reads_scores && members.is_empty() {
+        Some(columns::given_rewards(&flags.loss, &[("judged", pairs)])?)
+    } else {
+        None
+    };
     let place = models::place(&flags.model, None)?;
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = teachers.cache.clone().unwrap_or_else(|| scratch.path().to_owned());
@@ -63,19 +69,23 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
 
     let mut report = Map::from_iter([("pairs".to_owned(), Value::from(pairs.len()))]);
     eprintln!("\n{} pairs", pairs.len());
-    let mut scores = None;
-    if !members.is_empty() {
+    let scores = if members.is_empty() {
+        given
+    } else {
         let file = columns::file(&judge.folder, "scores", part);
-        let verdict = [(columns::score_cache(&file, &members, pairs, place, flags.batch_tokens)?, pairs)];
-        let family = Verdict::of(&verdict)?.report()?;
+        let cache = columns::score_cache(&file, &members, pairs, place, flags.batch_tokens)?;
+        Some(columns::rewards(&[&cache])?)
+    };
+    if let Some(scores) = &scores {
+        let family = Verdict::of(scores, pairs)?.report()?;
         eprintln!("\n{}", score::table(&family));
         report.insert("family".to_owned(), serde_json::to_value(&family)?);
+    }
+    if let Some(reference) = &flags.reference {
         if teachers.standardise {
             eprintln!("scores are divided by their deviation over these {} pairs", pairs.len());
         }
-        scores = Some(columns::rewards(&[&verdict[0].0], teachers)?);
-    }
-    if let Some(reference) = &flags.reference {
+        let scores = scores.map(|scores| columns::scaled(scores, teachers)).transpose()?;
         let (loss, metrics) = judge.policy(reference, scores)?;
         let rows: Vec<Vec<String>> =
             metrics.iter().map(|(name, value)| vec![name.to_owned(), format!("{value:.4}")]).collect();
@@ -88,7 +98,7 @@ pub fn run(flags: &EvalFlags) -> Result<ExitCode> {
 }
 
 /// Refuses what log-probabilities of the pairs, and scores, do not tell.
-fn is_measurable(spec: &LossSpec, has_rewards: bool) -> Result<()> {
+fn is_measurable(spec: &LossSpec) -> Result<()> {
     let needs = spec.needs();
     let reads = [
         (needs.reference_samples, "samples of the reference"),
@@ -102,10 +112,6 @@ fn is_measurable(spec: &LossSpec, has_rewards: bool) -> Result<()> {
             "--loss {spec} reads {what}, which `eval` does not compute: `policy` logs it on held-out pairs as eval_loss"
         );
     }
-    ensure!(
-        needs.rewards == Rewards::None || has_rewards,
-        "--loss {spec} reads rewards: give reward models with --rewards"
-    );
     Ok(())
 }
 
@@ -124,6 +130,8 @@ impl Judge<'_> {
     /// against the reference, whatever the loss reads.
     fn policy(&self, reference: &Path, scores: Option<RewardScores>) -> Result<(f64, Metrics)> {
         let (spec, pairs, most) = (&self.flags.loss, self.pairs, self.flags.batch_tokens);
+        // What is refused comes before what takes long.
+        let of_loss = scores.as_ref().map(|scores| columns::as_the_loss_wants(spec, scores.detached())).transpose()?;
         let tail = spec.needs().tail_weight;
         let own = {
             let model = models::load(&self.flags.model, None, 0, false)?;
@@ -153,8 +161,6 @@ impl Judge<'_> {
             Some(scores) => batch.with_rewards(scores),
             None => Ok(batch),
         };
-        let one = spec.needs().rewards == Rewards::One;
-        let of_loss = scores.as_ref().map(|scores| if one { scores.averaged() } else { scores.detached() });
         let judged = with_rewards(batch(tail)?, of_loss)?;
         let judged = match spec.transform() {
             Transform::PerToken => {
@@ -227,16 +233,19 @@ mod tests {
 
     use super::*;
 
-    fn refusal(spec: &str, has_rewards: bool) -> Result<Option<String>> {
-        Ok(is_measurable(&spec.parse()?, has_rewards).err().map(|error| error.to_string()))
+    fn refusal(spec: &str) -> Result<Option<String>> {
+        Ok(is_measurable(&spec.parse()?).err().map(|error| error.to_string()))
     }
 
     #[test]
     fn what_cannot_be_measured_is_refused() -> Result<()> {
-        assert_eq!(refusal("dpo", false)?, None);
-        assert!(refusal("kto", false)?.is_some_and(|error| error.contains("responses to other prompts")));
-        assert!(refusal("d-dpo", false)?.is_some_and(|error| error.contains("--rewards")));
-        assert_eq!(refusal("d-dpo", true)?, None);
+        assert_eq!(refusal("dpo")?, None);
+        assert!(refusal("kto")?.is_some_and(|error| error.contains("responses to other prompts")));
+        assert_eq!(refusal("d-dpo")?, None);
+        let mut scoreless = PairDataset::default();
+        scoreless.push(&[1], &[5], &[7])?;
+        let given = columns::given_rewards(&"d-dpo".parse()?, &[("judged", &scoreless)]);
+        assert!(given.is_err_and(|error| error.to_string().contains("--rewards")));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use prefopt::{
     data::{Digest, TextTokenizer},
-    lm::{CausalLm, LoraConfig},
+    lm::{CausalLm, LoraConfig, ModelConfig},
     matmul,
     train::{AdamW, AdamWConfig, Descent, Warmup},
 };
@@ -51,6 +51,17 @@ fn options(flags: &ModelFlags) -> Result<(Device, Kind)> {
         Dtype::Bf16 => Kind::BFloat16,
     };
     Ok((device, kind))
+}
+
+/// The configuration in the folder of `--model`.
+pub fn config(folder: &Path) -> Result<ModelConfig> {
+    let has = |name: &str| folder.join(name).is_file();
+    ensure!(
+        has("config.json") || !has("adapter_config.json"),
+        "{} holds an adapter alone: give its base with --model and this folder with --adapter",
+        folder.display()
+    );
+    Ok(ModelConfig::read(folder)?)
 }
 
 /// The tokenizer of a model's folder.

@@ -1,5 +1,7 @@
 //! `reward`: reward models from preferences, one or a family, each a whole model or all of them heads on one trunk.
 
+mod forward;
+
 use std::{
     fs, io,
     num::NonZeroUsize,
@@ -9,26 +11,27 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use prefopt::{
-    data::{PairDataset, SpecialTokens, gather},
+    data::{PairDataset, SpecialTokens},
     diagnostics::{FamilyReport, Metrics, Thresholds},
     lm::{ModelConfig, RewardModel},
-    reward::{BradleyTerry, RewardBatch},
+    reward::BradleyTerry,
     train::RewardTrainer,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use crate::{
     columns::{self, BATCH_TOKENS},
     flags::{Family, RewardFlags, RunFlags},
     models,
     pairs::{self, Split},
-    policy::numbered::{self, Numbered, wide},
+    policy::numbered::Numbered,
     run::{Job, settings},
     score::{self, Verdict},
     sft, support,
 };
+use forward::Forward;
 
 const NAME: &str = "reward";
 /// Peak rate.
@@ -51,7 +54,8 @@ pub fn run(flags: &RewardFlags) -> Result<ExitCode> {
         "{} is there already, and belongs to a family of more models: give another --out, or delete it",
         more.display()
     );
-    let split = pairs::read(&flags.data, flags.data.share(), folder, &ModelConfig::read(folder)?)?;
+    let split = pairs::read(&flags.data, flags.data.share(), folder, &models::config(folder)?)?;
+    forward::check_margins(&Numbered::new(&split))?;
     let place = models::place(&flags.model, Some(&run_of(&made(out, 0))))?;
     if flags.family == Family::Bootstrap && members == 1 {
         eprintln!("one reward model alone learns from all pairs; of a family each has a resample of its own");
@@ -227,7 +231,7 @@ impl Work<'_> {
         let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
         let file = columns::file(scratch.path(), "scores", "held-out");
         let scores = columns::score_cache(&file, members, held_out, self.place, BATCH_TOKENS)?;
-        let verdict = Verdict::of(&[(scores, held_out)])?;
+        let verdict = Verdict::of(&columns::rewards(&[&scores])?, held_out)?;
         let out = &self.flags.run.out;
         verdict.draw(&out.join(NAME))?;
         let report = verdict.report()?;
@@ -246,61 +250,6 @@ fn padding(folder: &Path, config: &ModelConfig) -> Result<Option<i64>> {
     let token = special.get("pad_token").and_then(|token| tokenizer.inner().token_to_id(token));
     let is_end = |token: u32| token == tokenizer.end() || config.end_tokens().contains(&i64::from(token));
     Ok(token.filter(|&token| !is_end(token)).map(i64::from))
-}
-
-/// From numbers of pairs to their scores.
-struct Forward<'a> {
-    model: &'a RewardModel,
-    pairs: Numbered<'a>,
-    /// Of all pairs by number, those that are held out behind those to train on.
-    labels: Vec<f64>,
-    /// What they count for, for each head, with a mean of 1 over the pairs to train on and over those held out; none
-    /// where all count alike.
-    weights: Vec<Vec<f64>>,
-}
-
-impl<'a> Forward<'a> {
-    fn new(model: &'a RewardModel, split: &'a Split, heads: &[Resample]) -> Self {
-        let pairs = Numbered::new(split);
-        let (own, is_drawn) = (pairs.weights(), heads.iter().any(|head| head.pairs.is_some()));
-        let members = if own.is_some() || is_drawn { model.members() as usize } else { 0 };
-        let weights = (0..members).map(|member| {
-            let mut weights = own.clone().unwrap_or_else(|| vec![1.0; pairs.len()]);
-            let (train, held_out) = weights.split_at_mut(split.train.len());
-            if let Some(head) = heads.get(member) {
-                let times = head.weights(train.len());
-                train.iter_mut().zip(times).for_each(|(weight, times)| *weight *= times);
-            }
-            to_mean_one(train);
-            to_mean_one(held_out);
-            weights
-        });
-        Self { model, labels: pairs.labels(), weights: weights.collect(), pairs }
-    }
-
-    fn batch(&self, numbers: &[usize]) -> prefopt::Result<RewardBatch> {
-        let prompts = self.pairs.prompts(numbers)?;
-        let mut responses = Vec::with_capacity(2 * numbers.len());
-        for &number in numbers {
-            let pair = self.pairs.pair(number)?;
-            responses.extend([pair.chosen, pair.rejected].map(wide));
-        }
-        let row = numbered::row(&prompts, &responses, 2, self.model.device())?;
-        let scores = self.model.scores(&row)?;
-        let options = (scores.chosen().kind(), scores.chosen().device());
-        let batch = RewardBatch::new(scores).with_soft_labels(gather(&self.labels, numbers, options)?)?;
-        if self.weights.is_empty() {
-            return Ok(batch);
-        }
-        let weights = self.weights.iter().map(|weights| Ok::<_, prefopt::Error>(gather(weights, numbers, options)?));
-        let weights = weights.collect::<prefopt::Result<Vec<_>>>()?;
-        batch.with_member_weights(Tensor::f_stack(&weights, 0)?)
-    }
-}
-
-fn to_mean_one(weights: &mut [f64]) {
-    let mean = weights.iter().sum::<f64>() / weights.len() as f64;
-    weights.iter_mut().for_each(|weight| *weight /= mean);
 }
 
 #[cfg(test)]

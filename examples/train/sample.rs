@@ -59,7 +59,7 @@ struct Sample {
 
 pub fn run(flags: &SampleFlags) -> Result<ExitCode> {
     let folder = &flags.model.model;
-    let config = ModelConfig::read(folder)?;
+    let config = models::config(folder)?;
     let tokenizer = models::tokenizer(folder)?;
     tokenizer.fits(config.vocab() as usize).map_err(|error| anyhow!("{}: {error}", folder.display()))?;
     let judges = models::family(&flags.rewards)?;

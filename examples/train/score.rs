@@ -5,11 +5,11 @@ use std::{fs, num::NonZeroUsize, path::Path, process::ExitCode, time::Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, Ix2};
 use prefopt::{
-    data::{Cache, PairDataset},
+    RewardScores,
+    data::PairDataset,
     diagnostics::{FamilyReport, MemberReport, Reliability},
-    lm::{CausalLm, ModelConfig},
+    lm::CausalLm,
 };
-use tch::{Device, Kind};
 
 use crate::{
     columns::{self, Kept},
@@ -34,7 +34,7 @@ pub fn run(flags: &ScoreFlags) -> Result<ExitCode> {
     );
     let members = models::family(&teachers.rewards)?;
     members.iter().try_for_each(|member| same_tokens(model, member))?;
-    let split = pairs::read(&flags.data, flags.data.share(), model, &ModelConfig::read(model)?)?;
+    let split = pairs::read(&flags.data, flags.data.share(), model, &models::config(model)?)?;
     let place = models::place(&flags.model, None)?;
     let (parts, digest) = (Numbered::new(&split).parts(), sft::digest(&flags.model)?);
 
@@ -56,19 +56,19 @@ pub fn run(flags: &ScoreFlags) -> Result<ExitCode> {
             rows.push(work(&format!("reference, {part}"), pairs, 1, seconds));
         }
     }
-    let mut scores = Vec::new();
+    let mut tables = Vec::new();
     for &(part, pairs) in parts.iter().filter(|_| !members.is_empty()) {
         let file = columns::file(folder, "scores", part);
         let (is_there, begun) = (file.exists(), Instant::now());
-        scores.push((columns::score_cache(&file, &members, pairs, place, flags.batch_tokens)?, pairs));
+        let cache = columns::score_cache(&file, &members, pairs, place, flags.batch_tokens)?;
         let seconds = (!is_there).then(|| begun.elapsed().as_secs_f64());
         rows.push(work(&format!("scores, {part}"), pairs, members.len(), seconds));
+        let report = Verdict::of(&columns::rewards(&[&cache])?, pairs)?.report()?;
+        tables.push(format!("{part}, {} pairs\n{}", pairs.len(), table(&report)));
     }
 
     println!("{}", trial::table(&["", "pairs", "tokens", "s", "tokens/s"], &rows));
-    if !scores.is_empty() {
-        println!("\nall pairs\n{}", table(&Verdict::of(&scores)?.report()?));
-    }
+    tables.iter().for_each(|table| println!("\n{table}"));
     println!("\nthe caches are in {}: `policy --cache {0}` reads them", folder.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -109,17 +109,13 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// By their scores of some parts of the data.
-    pub fn of(parts: &[(Cache, &PairDataset)]) -> Result<Self> {
-        let caches: Vec<&Cache> = parts.iter().map(|(cache, _)| cache).collect();
-        let column = |name| columns::column(&caches, name, (Kind::Double, Device::Cpu));
-        let margins = column("chosen")? - column("rejected")?;
-        let margins: ArrayD<f64> = (&margins).try_into()?;
-        let pairs = || parts.iter().flat_map(|(_, pairs)| pairs.iter());
+    /// By their scores, in f64 on the host.
+    pub fn of(scores: &RewardScores, pairs: &PairDataset) -> Result<Self> {
+        let margins: ArrayD<f64> = (&scores.margins()).try_into()?;
         Ok(Self {
             margins: margins.into_dimensionality::<Ix2>()?,
-            labels: parts.iter().flat_map(|(_, pairs)| pairs.labels()).copied().collect(),
-            differences: pairs().map(|pair| pair.chosen.len() as f64 - pair.rejected.len() as f64).collect(),
+            labels: pairs.labels().iter().copied().collect(),
+            differences: pairs.iter().map(|pair| pair.chosen.len() as f64 - pair.rejected.len() as f64).collect(),
         })
     }
 

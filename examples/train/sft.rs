@@ -6,7 +6,7 @@ use anyhow::Result;
 use prefopt::{
     data::{Digest, gather},
     diagnostics::{Metrics, Thresholds},
-    lm::{CausalLm, ModelConfig},
+    lm::CausalLm,
     logps::response_scores_of,
 };
 use serde_json::{Map, Value, json};
@@ -28,7 +28,7 @@ const ADAPTER_RATE: f64 = 1e-4;
 
 pub fn run(flags: &SftFlags) -> Result<ExitCode> {
     let (folder, out) = (flags.model.model.as_path(), flags.run.out.as_path());
-    let split = pairs::read(&flags.data, flags.data.share(), folder, &ModelConfig::read(folder)?)?;
+    let split = pairs::read(&flags.data, flags.data.share(), folder, &models::config(folder)?)?;
     let total = Job::total_steps(&flags.run, &split.train)?;
     let place = models::place(&flags.model, Some(out))?;
     let settings = settings::of(NAME, flags, &flags.model, &split)?;

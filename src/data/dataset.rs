@@ -185,6 +185,11 @@ impl PairDataset {
         lacking.map_or(Ok(numbers), |pair| Err(DataError::MissingColumn { column, pair }))
     }
 
+    /// Whether a pair has a number of this column: [`column`](Self::column) is an error then for those that lack it.
+    pub fn has_some(&self, column: Column) -> bool {
+        self.numbers[column as usize].iter().any(|number| !number.is_nan())
+    }
+
     /// The votes, ties left out, and the names of the annotators in them; the first response of a pair is the one
     /// called chosen.
     ///

@@ -49,6 +49,17 @@ fn an_adapter_is_written_and_read() {
     // It goes on being trained.
     scene.succeeds(&format!("{POLICY} --loss dpo --adapter @run/model --max-steps 2 --out @further"));
     assert!(scene.path("further/model/adapter_model.safetensors").exists());
+    // Alone it is no model.
+    for command in [
+        "sft --data @pairs.jsonl --out @alone",
+        "reward --data @pairs.jsonl --out @alone",
+        "score --data @pairs.jsonl --cache @alone",
+        "policy --data @pairs.jsonl --out @alone",
+        "eval --reference @model --data @pairs.jsonl",
+        "sample --prompt 'tell me about the red fox'",
+    ] {
+        scene.refuses(&format!("{command} --model @run/model"), &["model holds an adapter alone", "--adapter"]);
+    }
     // Without it the policy is the reference, and to start elsewhere is no mistake.
     let apart = format!("{POLICY} --loss 'dpo + 0.1*reverse-kl' --adapter @run/model --reference @model");
     let ended = scene.succeeds(&format!("{apart} --max-steps 2 --out @apart"));
@@ -115,7 +126,12 @@ fn a_family_is_scored_and_judged() {
         }
     }
     let data = "--model @model --data @pairs.jsonl";
-    scene.succeeds(&format!("score {data} --rewards @seeds --cache @cache"));
+    let scored = scene.succeeds(&format!("score {data} --rewards @seeds --cache @cache"));
+    // Pairs that the reward models have learnt from are judged apart from the others.
+    for part in ["train, ", "held-out, "] {
+        assert_eq!(scored.out.lines().filter(|line| line.starts_with(part)).count(), 1, "{part}{}", scored.said());
+    }
+    assert_eq!(scored.out.matches("mean of members").count(), 2, "{}", scored.said());
     let cached = || {
         let entries = fs::read_dir(scene.path("cache")).expect("was made").map(|entry| entry.expect("can be read"));
         let when = |entry: fs::DirEntry| Some((entry.file_name(), entry.metadata().ok()?.modified().ok()?));
@@ -129,6 +145,30 @@ fn a_family_is_scored_and_judged() {
     assert_eq!(cached(), files, "nothing is computed twice");
     scene.succeeds(&format!("eval {data} --rewards @seeds @heads --out @eval.json"));
     assert!(!numbers(&scene.json("eval.json"), "accuracy").is_empty());
+}
+
+/// As a reward model of its own, before they are scaled.
+#[test]
+fn scores_of_the_data_are_judged() {
+    let scene = Scene::new();
+    // Of records with votes there are no scores.
+    scene.rewrite("scored.jsonl", |index, mut line| {
+        line["score_chosen"] = Value::from(if index % 5 == 0 { -1.0 } else { 1.0 });
+        line["score_rejected"] = Value::from(0.0);
+        line.get("votes").is_none().then_some(line)
+    });
+    let eval = "eval --model @model --reference @model --data @scored.jsonl --loss d-dpo --out @eval.json";
+    let losses = ["", "--reward-scale 2"].map(|scale| {
+        scene.succeeds(&format!("{eval} {scale}"));
+        let report = scene.json("eval.json");
+        assert_eq!(report["family"]["members"].as_array().map(Vec::len), Some(1), "{report}");
+        // Of 45 pairs 9 have the lower score for the chosen response.
+        for (key, expected) in [("accuracy", 0.8), ("margin", 0.6)] {
+            assert!((number(&report["family"], key) - expected).abs() < 1e-9, "{key}: {report}");
+        }
+        number(&report["loss"], "mean")
+    });
+    assert_ne!(losses[0], losses[1]);
 }
 
 #[test]

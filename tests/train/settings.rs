@@ -216,3 +216,30 @@ fn pairs_count_for_their_weights() {
         assert_ne!(losses("uneven").0, losses("pairs").0, "{command}");
     }
 }
+
+/// −log σ(Δr − m) lies above −log σ(Δr), by m at most.
+#[test]
+fn a_chosen_response_is_to_win_by_its_margin() {
+    let scene = Scene::new();
+    let losses = |name: &str, margin: Option<f64>| {
+        scene.rewrite(&format!("{name}.jsonl"), |_, mut line| {
+            if let Some(margin) = margin {
+                line["margin"] = Value::from(margin);
+            }
+            // Of records with votes there are no margins.
+            line.get("votes").is_none().then_some(line)
+        });
+        // A member of a family by resamples, and heads on one trunk.
+        let of = |shape: &str, out: &str| {
+            let reward = format!("reward --model @model --data @{name}.jsonl --held-out 0.2 --members 2 {shape}");
+            let ended = scene.succeeds(&format!("{reward} --learning-rate 1e-5 --max-steps 1 --out @{out}"));
+            assert_eq!(ended.err.contains("`margin`"), margin.is_some(), "{}", ended.said());
+            steps(&scene, &format!("{out}/member-0.run"), "loss")
+        };
+        [of("", &format!("{name}-own")), of("--shared-trunk --family seed", &format!("{name}-heads"))].concat()
+    };
+    let (without, of_zero, of_two) = (losses("without", None), losses("zero", Some(0.0)), losses("two", Some(2.0)));
+    assert_eq!((without.len(), &without), (2, &of_zero));
+    let above: Vec<f64> = of_two.iter().zip(&without).map(|(of_two, without)| of_two - without).collect();
+    assert!(above.len() == 2 && above.iter().all(|&above| above > 0.0 && above < 2.0), "{of_two:?}, {without:?}");
+}

@@ -192,6 +192,11 @@ fn losses_that_fit_neither_step_nor_data() {
     });
     let sppo = "policy --model @model --data @scored.jsonl --loss sppo:win_rate=rewards";
     refused(&scene, sppo, &["--loss sppo", "[0, 1]", "4.5"]);
+    for command in ["policy", "eval --reference @model"] {
+        let on = |loss: &str| format!("{command} --model @model --data @scored.jsonl --loss {loss}");
+        refused(&scene, &on("sppo:win_rate=rewards"), &["--loss sppo", "[0, 1]", "4.5"]);
+        refused(&scene, &on("e-dpo"), &["--loss e-dpo", "a family of reward models", "there is one", "--rewards"]);
+    }
     refused(&scene, &format!("{POLICY} --standardise"), &["--standardise", "--rewards"]);
     refused(&scene, &format!("{POLICY} --reward-scale 2"), &["--reward-scale", "--rewards"]);
 }
@@ -215,6 +220,31 @@ fn weights_of_some_pairs() {
         Some(line)
     });
     refused(&scene, "sft --model @model --data @weightless.jsonl", &["weightless.jsonl", "weight 0"]);
+}
+
+/// Also where the first pair lacks it, or one part.
+#[test]
+fn margins_of_some_pairs() {
+    let scene = Scene::new();
+    let margins = |name: &str, lacking: Option<usize>| {
+        scene.rewrite(name, |index, mut line| {
+            if lacking != Some(index) {
+                line["margin"] = Value::from(0.5);
+            }
+            // Of records with votes there are no margins.
+            line.get("votes").is_none().then_some(line)
+        });
+    };
+    margins("all.jsonl", None);
+    let all_or_none = "give it to all pairs or to none";
+    for lacking in [0, 2] {
+        margins("partly.jsonl", Some(lacking));
+        let pair = format!("pair {lacking} of the train pairs");
+        let reward = "reward --model @model --data @partly.jsonl --held-out 0";
+        refused(&scene, reward, &[&pair, "`margin`", all_or_none]);
+    }
+    let reward = "reward --model @model --data @all.jsonl --eval-data @pairs.jsonl";
+    refused(&scene, reward, &["pair 0 of the held-out pairs", "`margin`", all_or_none]);
 }
 
 /// Killed before its last member, or before its report: it would be taken for a smaller one.
@@ -241,6 +271,8 @@ fn rewards_that_a_loss_reads() {
     for loss in ["d-dpo", "e-dpo", "e-dpo:minimum=hull + 0.01*forward-kl:estimator=own_responses"] {
         refused(&scene, &format!("{POLICY} --loss '{loss}'"), &["--rewards"]);
     }
+    let eval = "eval --model @model --reference @model --data @pairs.jsonl --loss d-dpo";
+    refused(&scene, eval, &["--loss d-dpo", "--rewards", "pair 0", "`score_chosen`"]);
 }
 
 #[test]

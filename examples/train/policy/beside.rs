@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use prefopt::{
     RewardScores,
-    data::{Cache, Column, DataError, Digest, PairDataset},
+    data::{Cache, Digest, PairDataset},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -49,7 +49,11 @@ impl Source<'_> {
     pub fn columns(&self, frozen: &mut Frozen, draw: &Draw) -> Result<Beside> {
         let (needs, parts, members) = (self.needs, self.pairs.parts(), self.members);
         // What is refused comes before what takes long.
-        let given = self.given_rewards()?;
+        let given = if needs.rewards != Rewards::None && members.is_empty() {
+            Some(self.rewards(columns::given_rewards(&self.flags.loss, &parts)?)?)
+        } else {
+            None
+        };
         ensure!(
             given.is_some() || !members.is_empty() || !columns::are_scaled(&self.flags.teachers),
             "--standardise and --reward-scale change scores, and --loss {} reads none: give reward models with --rewards, or leave them out",
@@ -74,14 +78,14 @@ impl Source<'_> {
         }
         let caches = |of: fn(&Teachers) -> Option<&Cache>| teachers.iter().filter_map(of).collect::<Vec<_>>();
         let scores = caches(|teachers| teachers.scores.as_ref());
-        let rewards = if scores.is_empty() { given } else { Some(columns::rewards(&scores, &self.flags.teachers)?) };
+        let rewards = if scores.is_empty() { given } else { Some(self.rewards(columns::rewards(&scores)?)?) };
         let samples = match digest.filter(|_| needs.reference_samples) {
             Some(digest) => Some(ReferenceSamples::of(self.pairs, frozen, digest, self.folder, draw, self.place)?),
             None => None,
         };
         Ok(Beside {
             reference: self.against(&caches(|teachers| teachers.reference.as_ref()))?,
-            rewards: rewards.map(|rewards| self.as_the_loss_wants(rewards)).transpose()?,
+            rewards,
             labels: self.vector(&self.pairs.labels()),
             weights: self.pairs.weights().map(|weights| self.vector(&weights)),
             samples,
@@ -117,59 +121,11 @@ impl Source<'_> {
         Ok(Some([side("chosen", "chosen_shared")?, side("rejected", "rejected_shared")?]))
     }
 
-    /// The scores that the data bring, where the loss reads scores and no reward model is given.
-    fn given_rewards(&self) -> Result<Option<RewardScores>> {
-        if self.needs.rewards == Rewards::None || !self.flags.teachers.rewards.is_empty() {
-            return Ok(None);
-        }
-        let side = |column: Column| -> Result<Tensor> {
-            let mut numbers = Vec::with_capacity(self.pairs.len());
-            for (part, pairs) in self.pairs.parts() {
-                match pairs.column(column) {
-                    Ok(own) => numbers.extend_from_slice(own),
-                    Err(DataError::MissingColumn { pair, .. }) => bail!(
-                        "--loss {} reads rewards: give reward models with --rewards, or data of which every pair has `score_chosen` and `score_rejected` (pair {pair} of the {part} pairs has no `{}`)",
-                        self.flags.loss,
-                        column.name()
-                    ),
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Ok(Tensor::from_slice(&numbers))
-        };
-        let scores = RewardScores::single(&side(Column::ScoreChosen)?, &side(Column::ScoreRejected)?)?;
-        Ok(Some(columns::scaled(scores, &self.flags.teachers)?))
-    }
-
-    /// Refuses scores that are no win rates to a loss that takes them for such.
-    fn fit(&self, rewards: &RewardScores) -> Result<()> {
-        let all = Tensor::f_cat(&[rewards.chosen(), rewards.rejected()], 1)?;
-        let (least, greatest) = (all.f_min()?.f_double_value(&[])?, all.f_max()?.f_double_value(&[])?);
-        ensure!(
-            !self.flags.loss.reads_win_rates() || least >= 0.0 && greatest <= 1.0,
-            "--loss {} takes scores for win rates, in [0, 1], and these go from {least} to {greatest}: give --rewards whose scores are win rates, or win_rate=hard or soft_labels",
-            self.flags.loss
-        );
-        Ok(())
-    }
-
-    /// One member, the mean of all, where the loss takes one reward model.
-    fn as_the_loss_wants(&self, rewards: RewardScores) -> Result<RewardScores> {
-        let members = rewards.members();
-        // Of one member the spread is 0: the loss would be another one without a sign of it.
-        ensure!(
-            self.needs.rewards != Rewards::Family || members > 1,
-            "--loss {} reads a family of reward models, and there is one: give --rewards two or more",
-            self.flags.loss
-        );
-        let rewards = if self.needs.rewards == Rewards::One && members > 1 {
-            eprintln!("--loss {} reads one reward model: the mean of the {members} is taken", self.flags.loss);
-            rewards.averaged()
-        } else {
-            rewards
-        };
-        self.fit(&rewards)?;
+    /// As the flags and the loss want them, on the policy's device.
+    fn rewards(&self, scores: RewardScores) -> Result<RewardScores> {
+        let scores = columns::scaled(scores, &self.flags.teachers)?;
+        let scores = columns::as_the_loss_wants(&self.flags.loss, scores)?;
         let placed = |scores: &Tensor| scores.to_kind(Kind::Float).to_device(self.place.0);
-        Ok(RewardScores::new(placed(rewards.chosen()), placed(rewards.rejected()))?)
+        Ok(RewardScores::new(placed(scores.chosen()), placed(scores.rejected()))?)
     }
 }

@@ -23,7 +23,6 @@ use anyhow::{Result, ensure};
 use prefopt::{
     PreferenceLoss,
     diagnostics::{AlarmKind, Metrics, Thresholds},
-    lm::ModelConfig,
     loss::{Gpo, UnpairedLoss},
     train::{Checkpoint, Descent, PolicyTrainer, RunningMean, StepReport, Trainer},
 };
@@ -70,7 +69,7 @@ pub fn run(flags: &PolicyFlags) -> Result<ExitCode> {
         flags.loss
     );
     let (model, out) = (flags.model.model.as_path(), flags.run.out.as_path());
-    let config = ModelConfig::read(model)?;
+    let config = models::config(model)?;
     let members = models::family(&flags.teachers.rewards)?;
     members.iter().chain(&flags.reference).try_for_each(|other| score::same_tokens(model, other))?;
     let split = pairs::read(&flags.data, flags.data.share(), model, &config)?;

@@ -75,6 +75,8 @@ fn votes_and_columns_stay_with_their_pairs() -> prefopt::Result<()> {
     let message = refusal(data.column(Column::Weight));
     assert_eq!(message, "the column `weight` was asked for, but pair 0 has none");
     assert!(refusal(data.column(Column::Margin)).contains("pair 0"));
+    assert!(data.has_some(Column::Margin) && data.has_some(Column::Weight) && !data.has_some(Column::ScoreChosen));
+    assert!(!data.select(&[0, 2])?.has_some(Column::Margin));
 
     let part = data.select(&[2, 1])?;
     assert_eq!(part.column(Column::Weight)?, [4.0, 3.0]);
